@@ -1,0 +1,63 @@
+# make demo | test | lint | docs: each makes its own environment in .venv when that is missing or out of date.
+# PYTHON chooses the interpreter (3.11 to 3.13).
+
+VENV := .venv
+BIN := $(VENV)/bin
+MANIFEST := pyproject.toml constraints.txt
+CANDIDATES := python3 python3.13 python3.12 python3.11
+IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	$$python -c "$(IS_SUPPORTED)" >/dev/null 2>&1 && { echo $$python; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs constraints clean
+
+help:
+	@echo "make demo    one prompt, three modes, side by side"
+	@echo "make test    the default tests"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make format  ruff's formatter and safe fixes"
+	@echo "make docs    write docs/cli.md from the commands"
+	@echo "make clean   remove $(VENV) and caches"
+
+demo: $(VENV)/installed
+	$(BIN)/unmask demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/make_cli_page.py
+
+# Stamps, for the package alone and with each extra of pyproject.toml: a second run installs nothing, a changed
+# manifest installs again. The constraints go through the environment because they must bind the build's own tools too.
+INSTALL = PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/installed: $(VENV)/created $(MANIFEST)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-%: $(VENV)/created $(MANIFEST)
+	$(INSTALL) -e '.[$*]'
+	@touch $@
+
+$(VENV)/created:
+	@$(if $(PYTHON),,echo "error: no Python 3.11 to 3.13 among: $(CANDIDATES) (install one, or say make PYTHON=/path/to/python)" >&2; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+constraints: $(VENV)/installed-dev
+	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	@echo "wrote constraints.new: compare it with constraints.txt"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
