@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "unmask"
 
 LAYERS = {
-    "errors": 0,
+    "errors": -1,
     "config": 0,
     "registry": 0,
     "rng": 0,
@@ -20,7 +20,7 @@ LAYERS = {
     "layout": 1,
     "diffusion": 1,
     "model": 2,
-    "testing": 3,
+    "testing": 4,
     "decoding": 3,
     "training": 4,
     "engine": 5,
