@@ -1,0 +1,1 @@
+"""Decoding, the slow and readable reference: one request, one forward at a time."""

@@ -1,0 +1,46 @@
+"""The canvas: the span of tokens being decided."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Tokens, which of them are open, and the forward that decided each of the others; all (..., L).
+
+    Open positions hold the mask token, and -1 in `decided_at`. A decided position never changes.
+    """
+
+    tokens: Tensor
+    open: Tensor
+    decided_at: Tensor
+
+    @classmethod
+    def blank(cls, length: int, mask_token_id: int) -> "Canvas":
+        """Return one canvas of `length` open positions."""
+        shape = (length,)
+        return cls(
+            torch.full(shape, mask_token_id), torch.ones(shape, dtype=torch.bool), torch.full(shape, -1)
+        )
+
+    def commit(self, chosen: Tensor, tokens: Tensor, step: int) -> "Canvas":
+        """Return the canvas with `tokens` decided at the `chosen` positions, (..., L), by forward `step`.
+
+        Raises ValueError when a chosen position was decided before.
+        """
+        if (chosen & ~self.open).any():
+            raise ValueError(
+                f"positions {(chosen & ~self.open).nonzero().tolist()} are decided and cannot change"
+            )
+        return Canvas(
+            torch.where(chosen, tokens, self.tokens),
+            self.open & ~chosen,
+            self.decided_at.masked_fill(chosen, step),
+        )
+
+    @property
+    def num_leading(self) -> Tensor:
+        """How many decided positions stand before the first open one: (...)."""
+        return (~self.open).long().cumprod(-1).sum(-1)

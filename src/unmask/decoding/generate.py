@@ -1,0 +1,342 @@
+"""The decoding loop: one request in three modes, to be read, and to be what faster code must equal."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.candidates import draw, keyed_noise, propose, sampling_law
+from unmask.decoding.canvas import Canvas
+from unmask.decoding.options import Mode, Options
+from unmask.decoding.rules import View, choose
+from unmask.decoding.speculation import accept
+from unmask.decoding.transcript import FinishReason, Transcript
+from unmask.errors import UsageError
+from unmask.model.cache import KVCache
+from unmask.model.denoiser import Denoiser, Draft
+from unmask.rng import Stream
+from unmask.tokenizer import Tokenizer
+
+PREFILL_CHUNK = 512
+"""Most prompt tokens in one forward."""
+
+Phase = Literal["prefill", "step", "denoise", "commit", "draft", "verify"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after one forward.
+
+    `token_ids`: what was decided before the canvas. `canvas`: the tokens after them, `None` where open; after
+    a draft they are proposals. `decided_at`: for both together, the decode forward that decided each (0 for
+    the prefill).
+    """
+
+    phase: Phase
+    token_ids: tuple[int, ...]
+    canvas: tuple[int | None, ...]
+    decided_at: tuple[int | None, ...]
+    num_forwards: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation and what it took.
+
+    `token_ids` include the stop token that ended it, and end with the token that completed a stop string;
+    `text` has neither. `num_forwards` counts every call of the backbone, `num_decode_forwards` leaves the
+    prefill out, and `tokens_per_forward` is `num_tokens` over the latter, `None` when there was none.
+    `accepted_lengths`: drafted tokens accepted in each draft-verify cycle, without the one the verifier adds.
+    `decided_at`: the decode forward that decided each token, 0 for the first, which comes from the prefill.
+    `seconds`: of the phases "prefill" and "decode".
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    mode: Mode
+    num_tokens: int
+    num_forwards: int
+    num_decode_forwards: int
+    tokens_per_forward: float | None
+    accepted_lengths: tuple[int, ...]
+    decided_at: tuple[int, ...]
+    finish_reason: FinishReason
+    seconds: dict[str, float]
+    seed: int
+    prompt_tokens: int
+
+
+Event = Snapshot | Generation
+
+
+def generate(
+    denoiser: Denoiser, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: Options
+) -> Generation:
+    """Run `stream` to its end and return the generation."""
+    *_, generation = stream(denoiser, tokenizer, prompt_ids, options)
+    assert isinstance(generation, Generation)  # stream's promise
+    return generation
+
+
+def stream(
+    denoiser: Denoiser, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: Options
+) -> Iterator[Event]:
+    """Yield a snapshot after every forward, and the generation last.
+
+    What the options leave open takes the defaults of `Options.resolve`, without stop tokens. Raises
+    UsageError, before the first forward, for a prompt that is empty or too long, and for a mode the model
+    does not have.
+    """
+    request = _Request.open(
+        denoiser, tokenizer, prompt_ids, options.resolve(block_length=None, stop_token_ids=())
+    )
+    return _timed(request)
+
+
+def _timed(request: "_Request") -> Iterator[Event]:
+    """Run the request, timing what happens here and not what the caller does between two events."""
+    snapshots = _run(request)
+    seconds = {"prefill": 0.0, "decode": 0.0}
+    while True:
+        begin = time.perf_counter()
+        snapshot = next(snapshots, None)
+        if snapshot is None:
+            break
+        seconds["prefill" if snapshot.phase == "prefill" else "decode"] += time.perf_counter() - begin
+        yield snapshot
+    yield request.generation(seconds)
+
+
+def _run(request: "_Request") -> Iterator[Snapshot]:
+    yield from _prefill(request)
+    yield from _LOOPS[request.options.mode](request)
+
+
+def _prefill(request: "_Request") -> Iterator[Snapshot]:
+    """Run the prompt causally in chunks; the law after its last token gives the first one, in every mode."""
+    prompt = torch.tensor(request.prompt_ids)
+    for begin in range(0, len(prompt), PREFILL_CHUNK):
+        chunk = prompt[begin : begin + PREFILL_CHUNK]
+        is_last = begin + len(chunk) == len(prompt)
+        logits = request.causal(chunk, begin, num_heads=1 if is_last else 0)
+        if is_last:
+            request.append_next(logits)
+        yield request.snapshot("prefill")
+
+
+def _autoregressive(request: "_Request") -> Iterator[Snapshot]:
+    """One token per causal forward of the seed."""
+    while not request.transcript.is_finished:
+        yield request.step()
+
+
+def _diffusion(request: "_Request") -> Iterator[Snapshot]:
+    """Denoise a canvas after the seed, commit it with a causal forward, take the next seed from its law.
+
+    Denoising reads the cache; what later blocks see is the causal stream's keys and values alone. Nothing
+    follows the last block, so it is not committed.
+    """
+    transcript, options = request.transcript, request.options
+    while not transcript.is_finished:
+        seed, start = transcript.token_ids[-1], request.num_decided - 1
+        num_before = len(transcript.token_ids)
+        canvas = request.blank_canvas(transcript.room)
+        steps_left = options.num_steps
+        while canvas.open.any() and not transcript.is_finished:
+            draft = request.draft(seed, canvas, start)
+            canvas = _denoise(request, canvas, draft, start + 1, steps_left)
+            steps_left = None if steps_left is None else steps_left - 1
+            for place in range(len(transcript.token_ids) - num_before, int(canvas.num_leading)):
+                transcript.append(int(canvas.tokens[place]), int(canvas.decided_at[place]))
+            yield request.snapshot("denoise", canvas, num_before)
+        if not transcript.is_finished:
+            request.append_next(request.causal(canvas.tokens, start + 1, num_heads=1))
+            yield request.snapshot("commit")
+
+
+def _denoise(request: "_Request", canvas: Canvas, draft: Draft, start: int, steps_left: int | None) -> Canvas:
+    """Draw a candidate at each open position of a canvas from `start` on; commit those the rule chooses."""
+    options, step = request.options, request.num_decode_forwards
+    assert options.rule is not None  # resolve
+    length = len(canvas.tokens)
+    where = canvas.open.nonzero()[:, 0]
+    candidates = propose(draft.logits[where.to(draft.logits.device)], options, (start + where).tolist(), step)
+
+    def spread(values: Tensor) -> Tensor:
+        return torch.zeros(length, dtype=values.dtype).index_put((where,), values)
+
+    view = View(
+        open=canvas.open[None],
+        confidence=spread(candidates.confidence)[None],
+        entropy=spread(candidates.entropy)[None],
+        margin=spread(candidates.margin)[None],
+        positions=torch.arange(start, start + length)[None],
+        seeds=(options.seed,),
+        steps=(step,),
+        steps_left=(steps_left,),
+    )
+    return canvas.commit(choose(options.rule, view)[0], spread(candidates.tokens), step)
+
+
+def _speculative(request: "_Request") -> Iterator[Snapshot]:
+    """Draft a canvas in one forward, verify it causally in the next; tokens follow the AR law.
+
+    The verifier's last token always comes along, so a cycle drafts no more than fits beside it.
+    """
+    transcript, options = request.transcript, request.options
+    while not transcript.is_finished:
+        if transcript.room == 1:
+            yield request.step()
+            continue
+        seed, start = transcript.token_ids[-1], request.num_decided - 1
+        canvas = request.blank_canvas(transcript.room - 1)
+        length = len(canvas.tokens)
+        draft = request.draft(seed, canvas, start)
+        places = range(start + 1, start + length + 2)
+        draft_law = sampling_law(draft.logits[:length], options)
+        drafts = draw(draft_law, request.noise(places[:length], Stream.TOKEN))
+        proposal = canvas.commit(canvas.open, drafts.cpu(), request.num_decode_forwards)
+        yield request.snapshot("draft", proposal)
+
+        logits = request.causal(drafts, start + 1, num_heads=length)
+        verifier_law = sampling_law(torch.cat([draft.seed_logits[None], logits]), options)
+        verdict = accept(
+            drafts,
+            draft_law,
+            verifier_law,
+            request.noise(places[:length], Stream.ACCEPT),
+            request.noise(places, Stream.RESIDUAL),
+        )
+        request.accepted_lengths.append(verdict.num_accepted)
+        for token in [*drafts[: verdict.num_accepted].tolist(), verdict.next_token]:
+            transcript.append(token, request.num_decode_forwards)
+        yield request.snapshot("verify")
+
+
+_LOOPS: dict[Mode, Callable[["_Request"], Iterator[Snapshot]]] = {
+    "ar": _autoregressive,
+    "diffusion": _diffusion,
+    "speculative": _speculative,
+}
+
+
+@dataclass
+class _Request:
+    """The state of one generation. The last token of the transcript is the seed: decided, not yet run."""
+
+    denoiser: Denoiser
+    prompt_ids: tuple[int, ...]
+    options: Options
+    transcript: Transcript
+    cache: KVCache
+    num_forwards: int = 0
+    num_decode_forwards: int = 0
+    accepted_lengths: list[int] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls, denoiser: Denoiser, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: Options
+    ) -> "_Request":
+        config = denoiser.transformer.config
+        if options.mode != "ar" and denoiser.mask_token_id is None:
+            raise UsageError(
+                f"mode {options.mode!r}: this model has no mask token",
+                "use mode 'ar', or convert the model first",
+            )
+        if not prompt_ids:
+            raise UsageError("the prompt has no tokens", "give a text")
+        strange = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
+        if strange:
+            raise UsageError(f"prompt token {strange[0]} is outside the vocabulary of {config.vocab_size}")
+        if len(prompt_ids) >= config.max_positions:
+            raise UsageError(
+                f"the prompt has {len(prompt_ids)} tokens, the model's context only {config.max_positions}",
+                f"shorten it to at most {config.max_positions - 1}",
+            )
+        beyond = [token for token in options.stop_token_ids or () if token >= config.vocab_size]
+        if beyond:
+            raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")
+        room = min(options.max_tokens, config.max_positions - len(prompt_ids))
+        transcript = Transcript(tokenizer, options, room=room)
+        return cls(
+            denoiser, tuple(prompt_ids), options, transcript, denoiser.new_cache(len(prompt_ids) + room)
+        )
+
+    @property
+    def num_decided(self) -> int:
+        """Prompt and generated tokens together: the position of the next token."""
+        return len(self.prompt_ids) + len(self.transcript.token_ids)
+
+    def blank_canvas(self, room: int) -> Canvas:
+        """Return an open canvas of the block length, or of `room` when that is less."""
+        assert self.options.block_length is not None  # resolve
+        assert self.denoiser.mask_token_id is not None  # open
+        return Canvas.blank(min(self.options.block_length, room), self.denoiser.mask_token_id)
+
+    def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
+        """Run decided tokens, counted as prefill while nothing is generated: (num_heads, V) logits."""
+        self._count()
+        return self.denoiser.causal(tokens, start, self.cache, num_heads=num_heads)
+
+    def draft(self, seed: int, canvas: Canvas, start: int) -> Draft:
+        """Run the seed at `start` and the canvas after it."""
+        self._count()
+        return self.denoiser.draft(seed, canvas.tokens, start, self.cache)
+
+    def step(self) -> Snapshot:
+        """Decide one token with one causal forward of the seed."""
+        seed = torch.tensor(self.transcript.token_ids[-1:])
+        self.append_next(self.causal(seed, self.num_decided - 1, num_heads=1))
+        return self.snapshot("step")
+
+    def append_next(self, logits: Tensor) -> None:
+        """Draw the next token from the (1, V) logits after the last one."""
+        law = sampling_law(logits, self.options)
+        token = draw(law, self.noise([self.num_decided], Stream.TOKEN))
+        self.transcript.append(int(token[0]), self.num_decode_forwards)
+
+    def noise(self, positions: Sequence[int], stream: Stream) -> Tensor:
+        """Return the uniforms of some positions at the present forward: (M,) float64."""
+        noise = keyed_noise(self.options, positions, self.num_decode_forwards, stream)
+        return noise.to(self.denoiser.transformer.device)
+
+    def snapshot(self, phase: Phase, canvas: Canvas | None = None, num_before: int | None = None) -> Snapshot:
+        """Describe the present state; the canvas, if any, begins after `num_before` tokens (default: all)."""
+        tokens: tuple[int | None, ...] = ()
+        steps: tuple[int | None, ...] = ()
+        if canvas is not None:
+            rows = zip(canvas.tokens.tolist(), canvas.decided_at.tolist(), canvas.open.tolist(), strict=True)
+            pairs = [(None, None) if is_open else (token, step) for token, step, is_open in rows]
+            tokens, steps = tuple(token for token, _ in pairs), tuple(step for _, step in pairs)
+        done = self.transcript.token_ids[:num_before]
+        decided_at = (*self.transcript.decided_at[:num_before], *steps)
+        return Snapshot(phase, tuple(done), tokens, decided_at, self.num_forwards)
+
+    def generation(self, seconds: dict[str, float]) -> Generation:
+        """Return the result of a finished request."""
+        transcript = self.transcript
+        assert transcript.finish_reason is not None  # every loop runs until then
+        num_tokens = len(transcript.token_ids)
+        return Generation(
+            text=transcript.text,
+            token_ids=tuple(transcript.token_ids),
+            mode=self.options.mode,
+            num_tokens=num_tokens,
+            num_forwards=self.num_forwards,
+            num_decode_forwards=self.num_decode_forwards,
+            tokens_per_forward=num_tokens / self.num_decode_forwards if self.num_decode_forwards else None,
+            accepted_lengths=tuple(self.accepted_lengths),
+            decided_at=tuple(transcript.decided_at),
+            finish_reason=transcript.finish_reason,
+            seconds=seconds,
+            seed=self.options.seed,
+            prompt_tokens=len(self.prompt_ids),
+        )
+
+    def _count(self) -> None:
+        self.num_forwards += 1
+        if self.transcript.token_ids:
+            self.num_decode_forwards += 1

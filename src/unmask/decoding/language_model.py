@@ -1,0 +1,126 @@
+"""A model ready to write: a checkpoint behind the few methods that most callers need."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from unmask.decoding.generate import Event, Generation, stream
+from unmask.decoding.options import Mode, Options
+from unmask.decoding.rules import Rule, parse_rule
+from unmask.errors import UsageError
+from unmask.model.checkpoint import Checkpoint, load_checkpoint
+from unmask.model.denoiser import Denoiser
+from unmask.tokenizer import Message
+
+Prompt = str | Sequence[Message]
+"""A text, or the messages of a conversation, each with a ``role`` and a ``content``."""
+
+
+class LanguageModel:
+    """A checkpoint with its denoiser; stateless between calls."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        card, vocab_size = checkpoint.card, checkpoint.transformer.config.vocab_size
+        mask = card.mask_token_id
+        if mask is not None and mask >= vocab_size and checkpoint.adapter is None:
+            mask = None  # its embedding would be the adapter's
+        self.checkpoint = checkpoint
+        self.tokenizer = checkpoint.tokenizer
+        self.denoiser = Denoiser(
+            checkpoint.transformer,
+            adapter=checkpoint.adapter,
+            mask_token_id=mask,
+            logit_shift=card.logit_shift,
+            banned=() if mask is None or mask >= vocab_size else (mask,),
+        )
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        mode: Mode = "ar",
+        max_tokens: int = 256,
+        block_length: int | None = None,
+        rule: Rule | str | None = None,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] | None = None,
+        raw: bool = False,
+    ) -> Generation:
+        """Write the answer to a prompt; see `Options` for the options and `stream` for the prompt.
+
+        Raises UsageError, before the first forward, for whatever is unknown or not supported in the mode.
+        """
+        options = Options(
+            mode=mode,
+            max_tokens=max_tokens,
+            block_length=block_length,
+            rule=parse_rule(rule) if isinstance(rule, str) else rule,
+            num_steps=num_steps,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),
+        )
+        *_, generation = self.stream(prompt, options, raw=raw)
+        assert isinstance(generation, Generation)  # stream's promise
+        return generation
+
+    def stream(self, prompt: Prompt, options: Options, *, raw: bool = False) -> Iterator[Event]:
+        """Yield a snapshot after every forward, and the generation last.
+
+        A text becomes the user's message in the chat template, or stands alone where the model has no
+        template or `raw` is true. Block length and stop tokens that the options leave open are those of the
+        model's card.
+        """
+        card = self.checkpoint.card
+        resolved = options.resolve(block_length=card.block_length, stop_token_ids=tuple(card.stop_token_ids))
+        return stream(self.denoiser, self.tokenizer, self.encode(prompt, raw=raw), resolved)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Return the token ids that a prompt means; raises UsageError where it means none."""
+        if not isinstance(prompt, str):
+            if raw:
+                raise UsageError(
+                    "a raw prompt is a text, but messages were given", "leave raw out, or give a text"
+                )
+            return self.tokenizer.render_chat(prompt)
+        if self.tokenizer.chat_template is not None and not raw:
+            return self.tokenizer.render_chat([{"role": "user", "content": prompt}])
+        ids = self.tokenizer.encode_prompt(prompt)
+        if not ids and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
+        if not ids:
+            raise UsageError(
+                "the prompt is empty, and this model has no token to begin a text with", "give a text"
+            )
+        return ids
+
+
+def load(
+    source: str,
+    *,
+    adapter: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "cpu",
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> LanguageModel:
+    """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`."""
+    checkpoint = load_checkpoint(
+        source,
+        adapter=adapter,
+        dtype=dtype,
+        device=device,
+        cache_dir=cache_dir,
+        offline=offline,
+        progress=progress,
+    )
+    return LanguageModel(checkpoint)

@@ -1,0 +1,120 @@
+"""What a caller may ask of one generation, checked before anything runs."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from unmask.decoding.rules import Rule, Threshold
+from unmask.errors import UsageError
+from unmask.registry import unknown_name
+
+Mode = Literal["ar", "diffusion", "speculative"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+DEFAULT_BLOCK_LENGTH = 8
+DEFAULT_RULE = Threshold()
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one generation; raises UsageError naming the field, its value and the mode.
+
+    `None` means not given: an option that the mode would not use is refused when it is given. `resolve` fills
+    in what depends on the model.
+
+    `max_tokens`: most tokens to generate; the context's end may come first.
+    `block_length` (diffusion, speculative): most open positions on the canvas.
+    `rule` (diffusion): which open positions to commit after a forward.
+    `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
+    them.
+    `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p` cut the tempered law. A greedy choice
+    survives every cut.
+    `seed`: of all noise. `stop`: strings that end the text. `stop_token_ids`: tokens that do; `()` for none.
+    """
+
+    mode: Mode = "ar"
+    max_tokens: int = 256
+    block_length: int | None = None
+    rule: Rule | None = None
+    num_steps: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise unknown_name("mode", str(self.mode), MODES)
+        if self.mode == "ar":
+            self._refuse("block_length", "an autoregressive step has no canvas")
+        if self.mode != "diffusion":
+            self._refuse("rule", "only mode 'diffusion' chooses what to commit")
+            self._refuse("num_steps", "only mode 'diffusion' denoises in steps")
+        self._check_integer("max_tokens", 1)
+        for field in ("block_length", "num_steps"):
+            if getattr(self, field) is not None:
+                self._check_integer(field, 1)
+        self._check_integer("top_k", 0)
+        self._check_integer("seed", None)
+        self._check(
+            self.rule is None or isinstance(self.rule, Rule),
+            "rule",
+            "must be a Rule; parse_rule reads a text",
+        )
+        self._check(
+            _is_number(self.temperature) and self.temperature >= 0,
+            "temperature",
+            "must be 0 or more and finite",
+        )
+        self._check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+        self._check(
+            isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop),
+            "stop",
+            "must be a tuple of texts, none of them empty",
+        )
+        self._check(
+            self.stop_token_ids is None
+            or (
+                isinstance(self.stop_token_ids, tuple)
+                and all(_is_integer(i) and i >= 0 for i in self.stop_token_ids)
+            ),
+            "stop_token_ids",
+            "must be a tuple of token ids, each 0 or more",
+        )
+
+    def resolve(self, *, block_length: int | None, stop_token_ids: tuple[int, ...]) -> "Options":
+        """Return these options with what was not given taken from the model, or else from the defaults."""
+        uses_canvas, denoises = self.mode != "ar", self.mode == "diffusion"
+        return replace(
+            self,
+            block_length=self.block_length or (block_length or DEFAULT_BLOCK_LENGTH if uses_canvas else None),
+            rule=self.rule or (DEFAULT_RULE if denoises else None),
+            stop_token_ids=stop_token_ids if self.stop_token_ids is None else self.stop_token_ids,
+        )
+
+    def _check(self, passes: bool, field: str, reason: str) -> None:
+        if not passes:
+            raise UsageError(f"{field}={getattr(self, field)!r} in mode {self.mode!r}: {reason}")
+
+    def _check_integer(self, field: str, least: int | None) -> None:
+        value = getattr(self, field)
+        bound = "" if least is None else f" of at least {least}"
+        passes = _is_integer(value) and (least is None or value >= least)
+        self._check(passes, field, f"must be a whole number{bound}")
+
+    def _refuse(self, field: str, reason: str) -> None:
+        if getattr(self, field) is not None:
+            raise UsageError(
+                f"{field}={getattr(self, field)!r} is not supported in mode {self.mode!r}: {reason}",
+                "leave it out",
+            )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

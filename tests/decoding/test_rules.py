@@ -1,0 +1,271 @@
+"""Rules against their definitions, and the guarantees that no rule can break."""
+
+import itertools
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unmask.decoding.rules import (
+    RULES,
+    EntropyBound,
+    LeftToRight,
+    Margin,
+    Random,
+    Rule,
+    Threshold,
+    TopK,
+    View,
+    choose,
+    leading,
+    parse_rule,
+)
+from unmask.errors import UsageError
+from unmask.testing import check_rule
+
+OURS = [
+    Threshold(),
+    Threshold(0.0),
+    Threshold(2.0),
+    TopK(),
+    TopK(3),
+    EntropyBound(),
+    EntropyBound(0.0),
+    EntropyBound(5.0),
+    Margin(2),
+    Random(),
+    Random(3),
+    LeftToRight(),
+    LeftToRight(4),
+]
+
+
+def view_of(
+    values: list[float] | None = None,
+    *,
+    is_open: list[bool] | None = None,
+    entropy: list[float] | None = None,
+    margin: list[float] | None = None,
+    steps_left: int | None = None,
+    seed: int = 0,
+    step: int = 1,
+    start: int = 100,
+) -> View:
+    """Return a view of one canvas."""
+    length = len(values or entropy or margin or [])
+    zeros = [0.0] * length
+    return View(
+        open=torch.tensor([is_open or [True] * length]),
+        confidence=torch.tensor([values or zeros]),
+        entropy=torch.tensor([entropy or zeros]),
+        margin=torch.tensor([margin or zeros]),
+        positions=torch.arange(start, start + length)[None],
+        seeds=(seed,),
+        steps=(step,),
+        steps_left=(steps_left,),
+    )
+
+
+def places(chosen: Tensor) -> list[int]:
+    return chosen[0].nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("rule", OURS, ids=repr)
+def test_contract(rule: Rule) -> None:
+    check_rule(rule)
+
+
+def test_threshold() -> None:
+    view = view_of([0.95, 0.9, 0.91, 0.2])
+    assert places(choose(Threshold(0.9), view)) == [0, 2]
+    assert places(choose(Threshold(0.99), view)) == [0]
+    assert places(choose(Threshold(0.0), view)) == [0, 1, 2, 3]
+
+
+def test_top_k() -> None:
+    view = view_of([0.1, 0.9, 0.5, 0.9], is_open=[True, False, True, True])
+    assert places(choose(TopK(1), view)) == [3]
+    assert places(choose(TopK(2), view)) == [2, 3]
+    assert places(choose(TopK(9), view)) == [0, 2, 3]
+
+
+def test_margin_orders_by_margin_alone() -> None:
+    view = view_of([0.9, 0.1, 0.1], margin=[0.1, 0.3, 0.2])
+    assert places(choose(Margin(1), view)) == [1]
+    assert places(choose(Margin(2), view)) == [1, 2]
+
+
+@given(st.lists(st.floats(0, 2, width=32), min_size=1, max_size=8), st.floats(0, 3), st.data())
+def test_entropy_bound_is_the_longest_prefix_within_the_bound(
+    entropies: list[float], gamma: float, data: st.DataObject
+) -> None:
+    is_open = data.draw(st.lists(st.booleans(), min_size=len(entropies), max_size=len(entropies)).filter(any))
+    chosen = choose(EntropyBound(gamma), view_of(entropy=entropies, is_open=is_open))
+    values = sorted(h for h, usable in zip(entropies, is_open, strict=True) if usable)
+    fits = [n for n in range(1, len(values) + 1) if sum(values[:n]) - max(values[:n]) <= gamma]
+    assert (
+        abs(int(chosen.sum()) - max(fits)) == 0
+        or min(abs(sum(values[:n]) - max(values[:n]) - gamma) for n in range(1, len(values) + 1)) < 1e-9
+    )  # a rounding tie with the bound
+    taken = [h for h, is_chosen in zip(entropies, chosen[0].tolist(), strict=True) if is_chosen]
+    assert sorted(taken) == values[: len(taken)]
+
+
+def test_random_is_keyed_and_not_by_row() -> None:
+    length = 64
+    base = places(choose(Random(8), view_of([0.5] * length)))
+    assert base == places(choose(Random(8), view_of([0.1] * length)))
+    assert base != places(choose(Random(8), view_of([0.5] * length, seed=1)))
+    assert base != places(choose(Random(8), view_of([0.5] * length, step=2)))
+    assert base != places(choose(Random(8), view_of([0.5] * length, start=101)))
+
+
+def test_left_to_right() -> None:
+    view = view_of([0.1, 0.2, 0.9, 0.9], is_open=[False, True, False, True])
+    assert places(choose(LeftToRight(), view)) == [1]
+    assert places(choose(LeftToRight(2), view)) == [1, 3]
+
+
+def test_a_budget_is_filled_in_the_rules_own_order() -> None:
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert places(choose(LeftToRight(), view_of(values, steps_left=2))) == [0, 1, 2]
+    assert places(choose(Threshold(2.0), view_of(values, steps_left=2))) == [2, 3, 4]
+    assert places(choose(TopK(), view_of(values, steps_left=1))) == [0, 1, 2, 3, 4]
+    assert places(choose(TopK(), view_of(values, steps_left=9))) == [4]
+
+
+@given(
+    st.sampled_from(OURS),
+    st.integers(1, 12),
+    st.integers(1, 15),
+    st.integers(0, 2**32),
+)
+def test_a_budget_is_kept_evenly(rule: Rule, length: int, num_steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    is_open, steps = torch.ones(1, length, dtype=torch.bool), 0
+    while is_open.any():
+        values = torch.rand(3, 1, length, generator=generator)
+        view = View(is_open, *values, torch.arange(length)[None], (seed,), (steps,), (num_steps - steps,))
+        chosen = choose(rule, view)
+        assert int(chosen.sum()) >= -(-int(is_open.sum()) // (num_steps - steps))
+        assert not (chosen & ~is_open).any()
+        is_open, steps = is_open & ~chosen, steps + 1
+    assert steps <= num_steps
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, -torch.inf]), min_size=1, max_size=6), st.integers(0, 7), st.data()
+)
+def test_leading(priority: list[float], count: int, data: st.DataObject) -> None:
+    eligible = data.draw(st.lists(st.booleans(), min_size=len(priority), max_size=len(priority)))
+    best = sorted((i for i, usable in enumerate(eligible) if usable), key=lambda i: (-priority[i], i))[:count]
+    found = leading(torch.tensor([priority]), torch.tensor([eligible]), torch.tensor([count]))
+    assert places(found) == sorted(best)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("threshold:0.7", Threshold(0.7)),
+        ("threshold", Threshold(0.9)),
+        ("top-k:2", TopK(2)),
+        ("entropy-bound:0.1", EntropyBound(0.1)),
+        ("margin:3", Margin(3)),
+        ("random:1", Random(1)),
+        ("left-to-right:1", LeftToRight(1)),
+    ],
+)
+def test_parse(text: str, rule: Rule) -> None:
+    assert parse_rule(text) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("treshold:0.9", "did you mean 'threshold'?"),
+        ("zzz", "choose from entropy-bound, left-to-right"),
+        ("threshold:high", "tau='high' is not a number"),
+        ("threshold:", "tau='' is not a number"),
+        ("threshold:nan", "tau=nan must be 0 or more and finite"),
+        ("threshold:0.9,2", "takes at most 1 number(s), 2 were given"),
+        ("entropy-bound:-1", "gamma=-1.0 must be 0 or more and finite"),
+        ("top-k:0", "k=0 must be a whole number of at least 1"),
+        ("margin:0.5", "k='0.5' is not a whole number"),
+    ],
+)
+def test_parse_refuses(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_rule(text)
+
+
+def test_every_registered_rule_has_defaults() -> None:
+    names = RULES.names()
+    assert {"threshold", "top-k", "entropy-bound", "margin", "random", "left-to-right"} <= set(names)
+    for name in names:
+        assert isinstance(parse_rule(name), Rule)
+
+
+@dataclass(frozen=True)
+class Faulty(Rule):
+    """A rule with one chosen fault."""
+
+    fault: str
+
+    def priority(self, view: View) -> Tensor:
+        return view.open if self.fault == "boolean priority" else view.confidence
+
+    def select(self, view: View) -> Tensor:
+        none = torch.zeros_like(view.open)
+        if self.fault == "shape":
+            return none[:, :1]
+        if self.fault == "dtype":
+            return view.confidence
+        if self.fault == "writes":
+            view.open[:] = False
+        if self.fault == "unsteady":
+            return torch.rand(view.open.shape, generator=_UNSTEADY) < 0.5
+        if self.fault == "rows":
+            return view.confidence >= view.confidence.max()
+        return none
+
+
+_UNSTEADY = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("fault", ["shape", "dtype", "writes", "unsteady", "rows", "boolean priority"])
+def test_the_check_finds_faults(fault: str) -> None:
+    with pytest.raises(AssertionError):
+        check_rule(Faulty(fault))
+
+
+def test_a_rule_that_never_selects_still_passes() -> None:
+    check_rule(Faulty("none"))
+
+
+def test_a_malformed_selection_is_an_error_in_the_decoder_too() -> None:
+    for fault in ("shape", "dtype"):
+        with pytest.raises(TypeError, match=r"must be torch\.bool of shape"):
+            choose(Faulty(fault), view_of([0.5, 0.6]))
+
+
+def test_rows_of_a_batch_keep_their_own_budgets() -> None:
+    budgets = list(itertools.product([1, 2, None], repeat=2))
+    rows = [view_of([0.1, 0.2, 0.3, 0.4], steps_left=left) for left in (1, 2, None)]
+    alone = {view.steps_left[0]: choose(TopK(1), view) for view in rows}
+    for pair in budgets:
+        base = rows[0]
+        both = View(
+            base.open.repeat(2, 1),
+            base.confidence.repeat(2, 1),
+            base.entropy.repeat(2, 1),
+            base.margin.repeat(2, 1),
+            base.positions.repeat(2, 1),
+            (0, 0),
+            (1, 1),
+            pair,
+        )
+        assert torch.equal(choose(TopK(1), both), torch.cat([alone[left] for left in pair]))
