@@ -1,0 +1,260 @@
+"""Checkpoints: a transformer with its tokenizer, card and adapter, found by whatever names it."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from unmask.config import AdapterConfig
+from unmask.errors import CheckpointError, DownloadError, OfflineError, UsageError
+from unmask.model import adapter as adapters
+from unmask.model.adapter import Adapter
+from unmask.model.catalogue import (
+    CARD_FILE,
+    HubSource,
+    LocalSource,
+    ModelCard,
+    PackageSource,
+    Source,
+    catalogue,
+    find_card,
+)
+from unmask.model.family import Family
+from unmask.model.gguf_file import GgufFile, write_hub_folder
+from unmask.model.hub import fetch_hub, parse_hub_id
+from unmask.model.package import fetch_package
+from unmask.model.store import cache_directory, check_sha256, dequantised_folder, writing_folder
+from unmask.model.transformer import Transformer
+from unmask.model.weights import CONFIG_FILE, read_json, read_transformer
+from unmask.registry import unknown_name
+from unmask.tokenizer import Tokenizer
+
+Precision = Literal["float32", "bfloat16"]
+Progress = Callable[[str], None]
+
+NO_ADAPTER = "none"
+UNTRAINED_ADAPTER = "untrained"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_GENERATION_FILE = "generation_config.json"
+_UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What decoding needs: the backbone, its tokenizer, its card, and the diffusion adapter where there is one."""
+
+    transformer: Transformer
+    tokenizer: Tokenizer
+    card: ModelCard
+    adapter: Adapter | None = None
+
+
+def load_checkpoint(
+    source: str,
+    *,
+    adapter: str | None = None,
+    dtype: Precision = "float32",
+    device: str = "cpu",
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Load a model by catalogue name, folder (hub layout or adapter), GGUF file or hub id ``org/name``.
+
+    `adapter` is a folder instead of the model's own, or "none", or "untrained" (what training starts from).
+    `progress` is told what takes long. Raise UsageError for a name nobody knows, CheckpointError for broken files,
+    DownloadError or OfflineError for what cannot be fetched, CacheError for a full disk.
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", f"choose from {', '.join(_DTYPES)}")
+    finder = Finder(cache_directory(cache_dir), offline=offline, progress=progress or _say_nothing)
+    card = find_card(source)
+    if card is None and _is_adapter(Path(source).expanduser()):
+        source, adapter = _base_of(Path(source).expanduser()), adapter or source
+        card = find_card(source)
+    if adapter not in (None, NO_ADAPTER, UNTRAINED_ADAPTER) and not _is_adapter(Path(adapter).expanduser()):
+        raise CheckpointError(f"{adapter} is no adapter folder: it has no {adapters.CONFIG_FILE}")
+    folder, used = finder.find(source, card)
+    transformer, family = read_transformer(folder, dtype=_DTYPES[dtype], device=torch.device(device))
+    tokenizer = Tokenizer.from_folder(folder)
+    if card is None:
+        card = ModelCard.from_folder(folder) or _described(source, folder, family, transformer, tokenizer)
+    card = replace(card, source=used)
+    if card.chat_template is not None:
+        tokenizer = replace(tokenizer, chat_template=card.chat_template)
+    return _with_adapter(Checkpoint(transformer, tokenizer, card), adapter, folder, finder.progress)
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Gets any source as a folder in the hub's layout, by way of the cache directory."""
+
+    cache: Path
+    offline: bool
+    progress: Progress
+
+    def find(self, name: str, card: ModelCard | None) -> tuple[Path, Source]:
+        """Return the folder of a card, or of what else `name` stands for, and which source it came from."""
+        if card is not None:
+            return self._first_of(card)
+        path = Path(name).expanduser()
+        if path.exists():
+            return self._local(path), LocalSource("local", str(path))
+        hub = parse_hub_id(name)
+        if path.suffix == ".gguf" or (hub is None and os.sep in name):
+            raise CheckpointError(
+                f"{name} does not exist", "give a folder, a GGUF file, or a hub id such as org/name"
+            )
+        if hub is None:
+            raise unknown_name("model", name, tuple(card.name for card in catalogue()))
+        return fetch_hub(hub, self.cache, offline=self.offline, progress=self.progress), hub
+
+    def _first_of(self, card: ModelCard) -> tuple[Path, Source]:
+        """Return the first source of a card that is in the cache, else the first that can be fetched."""
+        failures: list[DownloadError] = []
+        for offline in (True, False) if len(card.sources) > 1 and not self.offline else (self.offline,):
+            failures.clear()
+            for source in card.sources:
+                try:
+                    folder = self._fetch(source, offline=offline)
+                except DownloadError as error:
+                    failures.append(error)
+                    continue
+                if source != card.sources[0]:
+                    self.progress(f"using {source}: its weights differ from those of {card.sources[0]}")
+                return folder, source
+        kind = (
+            OfflineError if all(isinstance(failure, OfflineError) for failure in failures) else DownloadError
+        )
+        raise kind("; ".join(failure.message for failure in failures), failures[0].remedy)
+
+    def _fetch(self, source: Source, *, offline: bool) -> Path:
+        if isinstance(source, PackageSource):
+            folder = dequantised_folder(self.cache, source.sha256)
+            if folder.is_dir():
+                return folder
+            path = fetch_package(source, self.cache, offline=offline, progress=self.progress)
+            check_sha256(path, source.sha256, remedy=f"delete {path.parent} and try again")
+            return self._dequantise(path, folder)
+        if isinstance(source, HubSource):
+            return fetch_hub(source, self.cache, offline=offline, progress=self.progress)
+        return self._local(Path(source.path))
+
+    def _local(self, path: Path) -> Path:
+        if path.is_dir():
+            return path
+        # Hashing a large file takes longer than loading it, so a file is known by place, size and time.
+        state = path.stat()
+        key = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
+        return self._dequantise(
+            path, dequantised_folder(self.cache, hashlib.sha256(key.encode()).hexdigest())
+        )
+
+    def _dequantise(self, path: Path, folder: Path) -> Path:
+        if not folder.is_dir():
+            gguf = GgufFile.open(path)
+            self.progress(f"dequantising {path.name}, once")
+            with writing_folder(folder) as partial:
+                write_hub_folder(gguf, partial)
+        return folder
+
+
+def _with_adapter(checkpoint: Checkpoint, chosen: str | None, folder: Path, progress: Progress) -> Checkpoint:
+    """Return the checkpoint with the adapter asked for, or else its card's own."""
+    card, config = checkpoint.card, checkpoint.transformer.config
+    chosen = chosen or card.adapter or NO_ADAPTER
+    if chosen == NO_ADAPTER:
+        # A mask token outside the vocabulary has no embedding but the adapter's.
+        outside = card.mask_token_id is not None and card.mask_token_id >= config.vocab_size
+        return replace(
+            checkpoint,
+            card=replace(card, adapter=None, mask_token_id=None if outside else card.mask_token_id),
+        )
+    path = None if chosen == UNTRAINED_ADAPTER else _adapter_folder(chosen, card, folder)
+    if path is None:
+        if chosen != UNTRAINED_ADAPTER:
+            progress(f"adapter {chosen!r} is not installed: using an untrained one")
+        if card.mask_token_id is None:
+            card = replace(card, mask_token_id=config.vocab_size)
+        generator = torch.Generator().manual_seed(_UNTRAINED_SEED)
+        embeddings = checkpoint.transformer.embed.weight.float().cpu()
+        adapter = Adapter.initialise(config, AdapterConfig(), embeddings, generator)
+    else:
+        card = _adapted(card, path, progress)
+        adapter = Adapter.load(path, config)
+    adapter = adapter.to(checkpoint.transformer.device).requires_grad_(False).eval()
+    card = replace(card, adapter=UNTRAINED_ADAPTER if path is None else str(path))
+    return replace(checkpoint, card=card, adapter=adapter)
+
+
+def _adapter_folder(chosen: str, card: ModelCard, folder: Path) -> Path | None:
+    """Return where an adapter lies: shipped with the package, inside the checkpoint's folder, or anywhere."""
+    shipped = Path(str(files("unmask.model") / "adapters" / chosen))
+    places = (shipped, folder / chosen) if chosen == card.adapter else (Path(chosen).expanduser(),)
+    return next((place for place in places if _is_adapter(place)), None)
+
+
+def _adapted(card: ModelCard, path: Path, progress: Progress) -> ModelCard:
+    """Return the base's card with what the card beside an adapter says about decoding with it."""
+    own = ModelCard.from_folder(path)
+    if own is None:
+        if card.mask_token_id is None:
+            raise CheckpointError(f"{path} has no {CARD_FILE}, which says what its mask token is")
+        return card
+    if own.base not in (None, card.name):
+        progress(f"the adapter in {path} was trained for {own.base}, not for {card.name}")
+    return replace(
+        card,
+        mask_token_id=own.mask_token_id,
+        block_length=own.block_length,
+        logit_shift=own.logit_shift,
+        stop_token_ids=own.stop_token_ids or card.stop_token_ids,
+    )
+
+
+def _base_of(folder: Path) -> str:
+    """Return the source that an adapter folder says it belongs to."""
+    card = ModelCard.from_folder(folder)
+    base = (
+        card.base
+        if card is not None
+        else read_json(folder / adapters.CONFIG_FILE).get("base_model_name_or_path")
+    )
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{folder} does not say which model it adapts", f"write `base` in its {CARD_FILE}"
+        )
+    return base
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / adapters.CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+
+
+def _described(
+    name: str, folder: Path, family: Family, transformer: Transformer, tokenizer: Tokenizer
+) -> ModelCard:
+    """Return a card for a model nobody wrote one for, from the files in its folder."""
+    settings = read_json(folder / CONFIG_FILE)
+    if (folder / _GENERATION_FILE).is_file():
+        settings |= read_json(folder / _GENERATION_FILE)
+    ends = settings.get("eos_token_id")
+    stops = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_id]
+    return ModelCard(
+        name=name,
+        family=family.name,
+        licence="unknown",
+        description=f"a {family.name} model without a card",
+        context_length=transformer.config.max_positions,
+        stop_token_ids=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
+    )
+
+
+def _say_nothing(message: str) -> None:
+    pass

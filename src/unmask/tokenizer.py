@@ -1,0 +1,312 @@
+"""Text to tokens and back, and chat templates that a message cannot break out of."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tokenizers
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import pre_tokenizers
+
+from unmask.errors import CheckpointError, UsageError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the names of its special tokens and its chat template.
+
+    Special tokens are the control tokens (``special: true`` in tokenizer.json). Their text is ordinary text
+    unless the caller says otherwise, so a prompt that mentions one can neither end a turn nor start another.
+    `names` maps roles such as ``bos_token`` to token text; `prefix_ids` are what a bare prompt starts with.
+    """
+
+    backend: tokenizers.Tokenizer = field(repr=False)
+    names: Mapping[str, str]
+    chat_template: str | None = field(default=None, repr=False)
+    prefix_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        # tokenizer.json may carry the truncation and padding of a training run, which would cut prompts silently.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # "encode their text": see `encode`
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json and what lies beside it in the hub's layout; CheckpointError for a broken file."""
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {TOKENIZER_FILE}", "convert its tokenizer to a fast one")
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the Rust side raises nothing narrower
+            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
+        settings = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / CONFIG_FILE)}
+        texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
+        names = {key: text for key, text in texts.items() if text}
+        file = folder / TEMPLATE_FILE
+        template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings)
+        return cls(backend, names, template, _prefix(backend, names, settings.get("add_bos_token")))
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `from_folder` reads."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": bool(self.prefix_ids),
+            **self.names,
+        }
+        described = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (folder / TOKENIZER_FILE).write_text(self.backend.to_str(), encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(described, encoding="utf-8")
+        if self.chat_template is not None:
+            (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included; a model's embeddings may have more rows."""
+        return self.backend.get_vocab_size()
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the control tokens."""
+        return frozenset(self._specials.values())
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a text, where the model has one."""
+        return self._named_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text or turn, where the model has one."""
+        return self._named_id("eos_token")
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id of the token spelled exactly `text`, special or not."""
+        return self.backend.token_to_id(text)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of `text` alone; special-token text in it is plain text unless `allow_special`."""
+        return self._encode_pieces(self._split(text) if allow_special else [text])
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a bare prompt: what the model expects before any text (say BOS), then `text`."""
+        return [*self.prefix_ids, *self.encode(text)]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return the text of `ids`; ids beyond the vocabulary have none."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the ids of a conversation in the model's template; a message has a ``role`` and a ``content``.
+
+        Special tokens that the template writes are special; the same text inside a message is plain text.
+        Raise UsageError for a conversation the template cannot take.
+        """
+        if self.chat_template is None:
+            raise UsageError("this model has no chat template", "give a bare prompt instead of messages")
+        _check_messages(messages)
+        disguise = Disguise(tuple(self._specials), messages)
+        hidden = [{key: disguise.put_on(text) for key, text in message.items()} for message in messages]
+        values = {"messages": hidden, "add_generation_prompt": add_generation_prompt, **self.names}
+        pieces = self._split(_render(self.chat_template, values))
+        shown = [disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces]
+        return self._encode_pieces(shown)
+
+    def _named_id(self, name: str) -> int | None:
+        return self.backend.token_to_id(self.names[name]) if name in self.names else None
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: id for id, token in added.items() if token.special and token.content}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Match any special token's text, longest first, as group 1."""
+        tokens = [token for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        tokens.sort(key=lambda token: len(token.content), reverse=True)
+        return re.compile("|".join(_token_pattern(token) for token in tokens if token.content) or "(?!)")
+
+    def _split(self, text: str) -> list[str | int]:
+        """Cut text into stretches of plain text and the ids of the special tokens between them."""
+        pieces: list[str | int] = []
+        end = 0
+        for match in self._special_pattern.finditer(text):
+            pieces += [text[end : match.start()], self._specials[match[match.lastindex or 0]]]
+            end = match.end()
+        return [piece for piece in (*pieces, text[end:]) if piece != ""]
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                backend = self._continuation if index else self.backend
+                ids += backend.encode(piece, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _continuation(self) -> tokenizers.Tokenizer:
+        """The backend for text that does not begin the sequence.
+
+        SentencePiece-like tokenizers put a space before the first word only (``prepend_scheme: first``).
+        """
+        metaspace = self.backend.pre_tokenizer
+        if not isinstance(metaspace, pre_tokenizers.Metaspace) or metaspace.prepend_scheme != "first":
+            return self.backend
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(
+            replacement=metaspace.replacement, prepend_scheme="never", split=metaspace.split
+        )
+        return backend
+
+
+class Disguise:
+    """A reversible spelling of user text in which no special token can be found, whatever a template adds to it.
+
+    Of every special token's text in a message the first character is replaced by one that no message contains.
+    So it is at the end of a message, where the beginning of one stands that what follows there could complete.
+    All other text is unchanged, so that templates which look into their messages work as ever.
+    """
+
+    def __init__(self, specials: Sequence[str], messages: Sequence[Message]) -> None:
+        used = {character for message in messages for text in message.values() for character in text}
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        self._masks = {first: next(free) for first in sorted({special[0] for special in specials})}
+        self._faces = str.maketrans({mask: first for first, mask in self._masks.items()})
+        begun = {special[:length] for special in specials for length in range(1, len(special))}
+        whole, part = (
+            "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+            for texts in (specials, begun)
+        )
+        self._pattern = re.compile(rf"{whole}|(?:{part})(?=\s*\Z)")
+
+    def put_on(self, text: str) -> str:
+        """Return `text` with the special tokens in it out of sight."""
+        if not self._masks:
+            return text
+        before = None
+        while text != before:  # tokens that overlap show one after the other
+            before, text = (
+                text,
+                self._pattern.sub(lambda found: self._masks[found[0][0]] + found[0][1:], text),
+            )
+        return text
+
+    def take_off(self, text: str) -> str:
+        """Return what `put_on` was given."""
+        return text.translate(self._faces)
+
+
+class _GenerationTag(Extension):
+    """``{% generation %}`` marks the assistant's words for training; what it encloses is rendered as ever."""
+
+    tags = {"generation"}  # noqa: RUF012, jinja2's own interface
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _render(template: str, values: Mapping[str, object]) -> str:
+    """Run a chat template in a sandbox, with the helpers the hub's templates use."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        return environment.from_string(template).render(values)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"the chat template is broken in line {error.lineno}: {error.message}"
+        ) from error
+    except (TemplateError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the chat template does not take this conversation: {error}") from error
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own filter would escape for HTML
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise UsageError(f"message {index} has role {role!r}", f"choose from {', '.join(ROLES)}")
+        if not all(isinstance(value, str) for value in message.values()) or content is None:
+            raise UsageError(
+                f"message {index} must have a 'content', and text only", "no images or tools yet"
+            )
+
+
+def _prefix(backend: tokenizers.Tokenizer, names: Mapping[str, str], add_bos: object) -> tuple[int, ...]:
+    """Return what goes before a bare prompt: BOS if tokenizer_config.json says so, else as the post-processor."""
+    if isinstance(add_bos, bool):
+        bos = backend.token_to_id(names["bos_token"]) if add_bos and "bos_token" in names else None
+        return () if bos is None else (bos,)
+    # Only what it puts before a text: a post-processor may also append EOS, which would end a prompt at once.
+    bare, dressed = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+    starts = [start for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare]
+    return tuple(dressed[: starts[0]]) if starts else ()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return content
+
+
+def _token_text(value: object) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _token_pattern(token: tokenizers.AddedToken) -> str:
+    """Return the expression that finds one token, with the white space around it that it may swallow."""
+    before, after = r"\s*" if token.lstrip else "", r"\s*" if token.rstrip else ""
+    if token.single_word:
+        before, after = before + r"(?<!\w)", r"(?!\w)" + after
+    return f"{before}({re.escape(token.content)}){after}"
+
+
+def _default_template(settings: Mapping[str, Any]) -> str | None:
+    """Return the chat template in tokenizer_config.json: one text, or the one called "default" of a list."""
+    stored = settings.get("chat_template")
+    if isinstance(stored, list):
+        stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
+    return stored if isinstance(stored, str) else None
