@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unmask.errors import CheckpointError
 from unmask.model.families import family_of
@@ -38,7 +39,7 @@ def read_transformer(folder: Path, *, dtype: torch.dtype, device: torch.device) 
         placement = family.placement(files.homes)
         if config.tie_embeddings and not _is_tied(files, placement):
             config = replace(config, tie_embeddings=False)
-        with torch.device("meta"):  # costs no memory and draws no random numbers: all is replaced below
+        with torch.device("meta"), _Uninitialised():  # every parameter is replaced below
             transformer = Transformer(config)
         parameters = transformer.state_dict()
         names = {name: placement.hub_name(name) for name in parameters}
@@ -81,6 +82,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return content
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leave out what `torch.nn.init` does: on the meta device it draws nothing and imports a compiler, for a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
