@@ -133,6 +133,24 @@ class Tokenizer:
         shown = [disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces]
         return self._encode_pieces(shown)
 
+    def chat_head(self) -> list[int]:
+        """Return the ids that come before the words of a conversation's first user message.
+
+        Given these alone, an instruct model invents the user's turn and then answers it. Without a chat template
+        they are what a bare prompt starts with.
+        """
+        if self.chat_template is None:
+            return list(self.prefix_ids)
+        words = chr(_PRIVATE_USE[-1])
+        messages = [{"role": "user", "content": words}]
+        values = {"messages": messages, "add_generation_prompt": False, **self.names}
+        head, found, _ = _render(self.chat_template, values).partition(words)
+        if not found:
+            raise CheckpointError(
+                "the chat template leaves out the user's words", "set another chat template"
+            )
+        return self._encode_pieces(self._split(head))
+
     def _named_id(self, name: str) -> int | None:
         return self.backend.token_to_id(self.names[name]) if name in self.names else None
 
