@@ -24,13 +24,14 @@ from unmask.model.catalogue import (
     catalogue,
     find_card,
 )
+from unmask.model.families import FAMILIES
 from unmask.model.family import Family
 from unmask.model.gguf_file import GgufFile, write_hub_folder
 from unmask.model.hub import fetch_hub, parse_hub_id
 from unmask.model.package import fetch_package
 from unmask.model.store import cache_directory, check_sha256, dequantised_folder, writing_folder
 from unmask.model.transformer import Transformer
-from unmask.model.weights import CONFIG_FILE, read_json, read_transformer
+from unmask.model.weights import CONFIG_FILE, read_json, read_transformer, write_transformer
 from unmask.registry import unknown_name
 from unmask.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ UNTRAINED_ADAPTER = "untrained"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GENERATION_FILE = "generation_config.json"
+_ADAPTER_FOLDER = "adapter"
 _UNTRAINED_SEED = 0
 
 
@@ -89,6 +91,25 @@ def load_checkpoint(
     if card.chat_template is not None:
         tokenizer = replace(tokenizer, chat_template=card.chat_template)
     return _with_adapter(Checkpoint(transformer, tokenizer, card), adapter, folder, finder.progress)
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint as a new folder in the hub's layout, with its card, and its adapter in a folder inside.
+
+    Raise UsageError when the folder exists, CacheError when it cannot be written; then nothing is left behind.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder} exists already", "name a new folder")
+    card = checkpoint.card
+    with writing_folder(folder, remedy="free some space, or name another folder") as partial:
+        write_transformer(partial, checkpoint.transformer, FAMILIES.get(card.family))
+        checkpoint.tokenizer.save(partial)
+        if checkpoint.adapter is not None:
+            checkpoint.adapter.save(partial / _ADAPTER_FOLDER, base="..")
+        own = replace(
+            card, adapter=None if checkpoint.adapter is None else _ADAPTER_FOLDER, sources=(), source=None
+        )
+        (partial / CARD_FILE).write_text(own.to_json(), encoding="utf-8")
 
 
 @dataclass(frozen=True)

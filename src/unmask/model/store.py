@@ -15,6 +15,8 @@ from unmask.errors import CacheError, CheckpointError, ChecksumError
 DEQUANTISED_FORMAT = 1
 """Raise it when what we make of a GGUF file changes, so that copies made before are not read."""
 
+CACHE_REMEDY = "free some space, or set UNMASK_CACHE to another place"
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,7 +47,7 @@ def hub_folder(cache: Path) -> Path:
 
 
 @contextmanager
-def writing_folder(target: Path) -> Iterator[Path]:
+def writing_folder(target: Path, *, remedy: str = CACHE_REMEDY) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     Raise CacheError when the disk is full or not writable. Where another process was first, its folder stays.
@@ -62,18 +64,16 @@ def writing_folder(target: Path) -> Iterator[Path]:
             if not target.is_dir():
                 raise
     except OSError as error:
-        raise cache_error(error, target) from error
+        raise cache_error(error, target, remedy=remedy) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def cache_error(error: OSError, target: Path) -> CacheError:
+def cache_error(error: OSError, target: Path, *, remedy: str = CACHE_REMEDY) -> CacheError:
     """Return the one-line error for a write to `target` that failed."""
     reason = "no space left on the disk" if error.errno in _FULL else error.strerror or str(error)
-    return CacheError(
-        f"cannot write {target}: {reason}", "free some space, or set UNMASK_CACHE to another place"
-    )
+    return CacheError(f"cannot write {target}: {reason}", remedy)
 
 
 def check_sha256(path: Path, expected: str, *, remedy: str) -> None:

@@ -1,6 +1,8 @@
 """A transformer's weights in the hub's folder layout: config.json, and safetensors in one file or in shards."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from unmask.errors import CheckpointError
 from unmask.model.families import family_of
 from unmask.model.family import Family, Placement
-from unmask.model.store import cache_error
+from unmask.model.hub_config import describe
 from unmask.model.transformer import Transformer
 
 CONFIG_FILE = "config.json"
@@ -51,24 +53,20 @@ def read_transformer(folder: Path, *, dtype: torch.dtype, device: torch.device) 
     return transformer.requires_grad_(False).eval(), family
 
 
-def write_transformer(
-    folder: Path, transformer: Transformer, described: Mapping[str, Any], family: Family
-) -> None:
-    """Write the weights and config.json of a model in the hub's layout; `described` is the config.json to write.
-
-    Raise CacheError when the disk is full.
-    """
+def write_transformer(folder: Path, transformer: Transformer, family: Family) -> None:
+    """Write a model's config.json and weights in the hub's layout; raise OSError when it cannot be written."""
     placement = family.placements[0]
     state = {
         placement.hub_name(name): tensor.contiguous() for name, tensor in transformer.state_dict().items()
     }
+    described = describe(transformer.config, family.model_types[0])
+    described["dtype"] = str(transformer.dtype).removeprefix("torch.")
     try:
-        (folder / CONFIG_FILE).write_text(json.dumps(dict(described), indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    except OSError as error:
-        raise cache_error(error, folder) from error
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot write {folder / WEIGHTS_FILE}: {error}", "free some space") from error
+    except SafetensorError as error:  # an OSError of the Rust side
+        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number) if number == errno.ENOSPC else str(error)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
