@@ -1,0 +1,69 @@
+"""Arguments and options that several commands share, spelled and explained the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "smollm2-135m"
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+"""Read by `unmask.cli.main.main` from the bare arguments, so that it covers errors found while parsing them."""
+
+OptionalModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MODEL]", help="Catalogue name, folder, .gguf file or hub id.", show_default=True
+    ),
+]
+
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Adapter folder instead of the model's own, or 'none' to go without.", metavar="FOLDER"
+    ),
+]
+DtypeOption = Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use what is in the cache and nothing else.")]
+
+ModeOption = Annotated[
+    str, typer.Option(help="How to write: ar, diffusion, or speculative (fewer forwards, the text of ar).")
+]
+RuleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="diffusion: what to commit after a forward, as NAME or NAME:NUMBER: threshold:0.9, top-k:2, "
+        "entropy-bound:0.1, margin:2, random:1, left-to-right:1.",
+        metavar="RULE",
+    ),
+]
+BlockLengthOption = Annotated[
+    int | None, typer.Option(help="diffusion, speculative: most open positions at a time.", metavar="N")
+]
+NumStepsOption = Annotated[
+    int | None, typer.Option(help="diffusion: most denoise forwards per block.", metavar="N")
+]
+MaxTokensOption = Annotated[int, typer.Option(help="Most tokens to write.", metavar="N")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", metavar="T")]
+TopPOption = Annotated[
+    float, typer.Option(help="Draw from the smallest set of tokens with this much mass.", metavar="P")
+]
+TopKOption = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.", metavar="K")]
+SeedOption = Annotated[int, typer.Option(help="Seed of all noise: same seed, same text.", metavar="N")]
+StopOption = Annotated[
+    list[str] | None, typer.Option(help="End before this text; may be repeated.", metavar="TEXT")
+]
+StopTokenOption = Annotated[
+    list[int] | None,
+    typer.Option(help="End at this token id instead of the model's own; may be repeated.", metavar="ID"),
+]
+IgnoreStopTokensFlag = Annotated[
+    bool, typer.Option("--ignore-stop-tokens", help="Write on past the model's own stop tokens.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="System message of the conversation.", metavar="TEXT")]
+FileOption = Annotated[
+    Path | None, typer.Option(help="Read the prompt from this file.", metavar="FILE", show_default=False)
+]

@@ -1,0 +1,147 @@
+"""``unmask chat``: a conversation."""
+
+import json as json_format
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unmask.cli.arguments import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    BlockLengthOption,
+    DebugFlag,
+    DeviceOption,
+    DtypeOption,
+    IgnoreStopTokensFlag,
+    MaxTokensOption,
+    ModeOption,
+    NumStepsOption,
+    OfflineFlag,
+    OptionalModel,
+    RuleOption,
+    SeedOption,
+    StopOption,
+    StopTokenOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from unmask.cli.failure import Failure
+from unmask.cli.output import print_line, print_note, write_text
+from unmask.cli.request import decoding_options, opening
+from unmask.cli.session import open_model
+from unmask.cli.view import open_view, play, print_summary
+from unmask.errors import UsageError
+
+if TYPE_CHECKING:
+    from unmask.decoding.generate import Generation
+    from unmask.decoding.language_model import LanguageModel
+    from unmask.decoding.options import Options
+    from unmask.tokenizer import Message
+
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C cuts an answer short"
+
+
+def chat(
+    model: OptionalModel = DEFAULT_MODEL,
+    *,
+    mode: ModeOption = "speculative",
+    rule: RuleOption = None,
+    block_length: BlockLengthOption = None,
+    num_steps: NumStepsOption = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = 0,
+    stop: StopOption = None,
+    stop_token: StopTokenOption = None,
+    ignore_stop_tokens: IgnoreStopTokensFlag = False,
+    system: SystemOption = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    offline: OfflineFlag = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the canvas filling, forward by forward.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Read a message per line, print a JSON object per line and answer.")
+    ] = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Talk with a model; every answer continues the conversation."""
+    if watch and json:
+        raise UsageError("--watch and --json both want standard output", "give one of them")
+    options = decoding_options(
+        mode=mode,
+        rule=rule,
+        block_length=block_length,
+        num_steps=num_steps,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop,
+        stop_token=stop_token,
+        ignore_stop_tokens=ignore_stop_tokens,
+    )
+    language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    if language_model.tokenizer.chat_template is None:
+        raise UsageError(f"{model} has no chat template", "use `unmask generate --raw`")
+    conversation = opening(system)
+    if not json:
+        print_note(f"{model}, mode {mode}. {_HELP}.")
+    for text in _user_messages(interactive=not json):
+        if text == "/reset":
+            conversation = opening(system)
+            continue
+        asked: list[Message] = [*conversation, {"role": "user", "content": text}]
+        try:
+            generation = _answer(language_model, asked, options, watch=watch, json=json)
+        except KeyboardInterrupt:
+            if json:
+                raise
+            print_note("stopped; the message is forgotten")
+            continue
+        except UsageError as error:  # say a conversation beyond the context
+            if json:
+                raise
+            write_text(sys.stderr, f"error: {Failure.of(error).line}\n")
+            continue
+        conversation = [*asked, {"role": "assistant", "content": generation.text}]
+
+
+def _user_messages(*, interactive: bool) -> Iterator[str]:
+    """Yield what the user types, or the lines of standard input, until it ends or says so."""
+    if interactive and sys.stdin.isatty():
+        import readline  # noqa: F401  line editing and history for input()
+    while True:
+        try:
+            text = input("> " if interactive and sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if text == "/exit":
+            return
+        if text == "/help":
+            print_note(_HELP)
+        elif text:
+            yield text
+
+
+def _answer(
+    model: "LanguageModel", messages: "list[Message]", options: "Options", *, watch: bool, json: bool
+) -> "Generation":
+    events = model.stream(messages, options)
+    if json:
+        generation = play(events)
+        print_line(json_format.dumps(asdict(generation), ensure_ascii=False))
+        return generation
+    generation = play(events, open_view(model, options, watch=watch))
+    print_summary(generation)
+    return generation

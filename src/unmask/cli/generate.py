@@ -1,0 +1,126 @@
+"""``unmask generate``: one prompt, one answer."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from unmask.cli.arguments import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    BlockLengthOption,
+    DebugFlag,
+    DeviceOption,
+    DtypeOption,
+    FileOption,
+    IgnoreStopTokensFlag,
+    JsonFlag,
+    MaxTokensOption,
+    ModeOption,
+    NumStepsOption,
+    OfflineFlag,
+    RuleOption,
+    SeedOption,
+    StopOption,
+    StopTokenOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from unmask.cli.output import print_json
+from unmask.cli.request import decoding_options, opening
+from unmask.cli.session import open_model, read_prompt
+from unmask.cli.view import open_view, play, print_summary
+from unmask.errors import UsageError
+
+
+def generate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] PROMPT",
+            help=f"The prompt, '-' for standard input; a model before it (default: {DEFAULT_MODEL}) is a "
+            "catalogue name, a folder, a .gguf file or a hub id.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    file: FileOption = None,
+    mode: ModeOption = "ar",
+    rule: RuleOption = None,
+    block_length: BlockLengthOption = None,
+    num_steps: NumStepsOption = None,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = 0,
+    stop: StopOption = None,
+    stop_token: StopTokenOption = None,
+    ignore_stop_tokens: IgnoreStopTokensFlag = False,
+    system: SystemOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Give the model the bare prompt, without a chat template.")
+    ] = False,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    offline: OfflineFlag = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the canvas filling, forward by forward.")
+    ] = False,
+    json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Write the answer to a prompt."""
+    if watch and json:
+        raise UsageError("--watch and --json both want standard output", "give one of them")
+    if system is not None and raw:
+        raise UsageError("--raw leaves no place for --system", "write the system message into the prompt")
+    model_name, text = _model_and_prompt(words or [], has_file=file is not None)
+    prompt = read_prompt(text, file)
+    options = decoding_options(
+        mode=mode,
+        rule=rule,
+        block_length=block_length,
+        num_steps=num_steps,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop,
+        stop_token=stop_token,
+        ignore_stop_tokens=ignore_stop_tokens,
+    )
+    model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    head = opening(system)
+    events = model.stream([*head, {"role": "user", "content": prompt}] if head else prompt, options, raw=raw)
+    if json:
+        print_json({"model": model_name, "dtype": dtype, **asdict(play(events))})
+        return
+    generation = play(events, open_view(model, options, watch=watch))
+    print_summary(generation)
+
+
+def _model_and_prompt(words: list[str], *, has_file: bool) -> tuple[str, str | None]:
+    """Part the positional words: the last is the prompt, unless a file holds it."""
+    from unmask.model.catalogue import find_card
+
+    num_prompts = 0 if has_file else 1
+    if len(words) > 1 + num_prompts:
+        raise UsageError(
+            f"{len(words)} words were given, expected [MODEL]{' PROMPT' if num_prompts else ''}",
+            "put the prompt in quotes",
+        )
+    if has_file:
+        return (words[0] if words else DEFAULT_MODEL), None
+    if not words:
+        raise UsageError("there is no prompt", "give one in quotes, '-' for standard input, or --file")
+    if len(words) == 1 and find_card(words[0]) is not None:
+        raise UsageError(
+            f"{words[0]!r} is a model, and there is no prompt",
+            f"give one after it; to say just this to the default model: unmask generate {DEFAULT_MODEL} {words[0]}",
+        )
+    return (words[0] if len(words) == 2 else DEFAULT_MODEL), words[-1]

@@ -1,0 +1,55 @@
+"""From the words of a command line to decoding options and messages."""
+
+from typing import TYPE_CHECKING
+
+from unmask.errors import UsageError
+
+if TYPE_CHECKING:
+    from unmask.decoding.options import Options
+    from unmask.tokenizer import Message
+
+
+def decoding_options(
+    *,
+    mode: str,
+    max_tokens: int,
+    rule: str | None = None,
+    block_length: int | None = None,
+    num_steps: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop: list[str] | None = None,
+    stop_token: list[int] | None = None,
+    ignore_stop_tokens: bool = False,
+) -> "Options":
+    """Return checked options; UsageError names what is unknown or does not go with the mode."""
+    from unmask.decoding.options import MODES, Options
+    from unmask.decoding.rules import parse_rule
+    from unmask.registry import unknown_name
+
+    known = next((name for name in MODES if name == mode), None)
+    if known is None:
+        raise unknown_name("mode", mode, MODES)
+    if stop_token and ignore_stop_tokens:
+        raise UsageError("--stop-token and --ignore-stop-tokens contradict each other", "give one of them")
+    stop_token_ids = () if ignore_stop_tokens else tuple(stop_token) if stop_token else None
+    return Options(
+        mode=known,
+        rule=None if rule is None else parse_rule(rule),
+        block_length=block_length,
+        num_steps=num_steps,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def opening(system: str | None) -> "list[Message]":
+    """Return the messages that come before the user's first."""
+    return [] if system is None else [{"role": "system", "content": system}]

@@ -1,0 +1,78 @@
+"""What comes before a command can run a model: the process made ready, the model opened, the prompt read."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unmask.cli.output import progress_line
+from unmask.errors import FailureError, UsageError
+from unmask.runtime import thread_count, tune_allocator
+
+if TYPE_CHECKING:
+    from unmask.decoding.language_model import LanguageModel
+
+
+def prepare_process() -> None:
+    """Tune the allocator and keep torch within the cores this process may use."""
+    tune_allocator()
+    import torch
+
+    if (threads := thread_count()) is not None:
+        torch.set_num_threads(threads)
+
+
+def open_model(
+    source: str, *, adapter: str | None, dtype: str, device: str, offline: bool
+) -> "LanguageModel":
+    """Load a model, showing what takes time."""
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"unknown dtype {dtype!r}", "choose from float32, bfloat16")
+    with progress_line() as progress:
+        prepare_process()
+        _check_device(device)
+        from unmask.decoding.language_model import load
+
+        return load(
+            source,
+            adapter=adapter,
+            dtype="float32" if dtype == "float32" else "bfloat16",
+            device=device,
+            offline=offline,
+            progress=progress,
+        )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used: {reason}", "see `unmask doctor`") from error
+
+
+def read_prompt(text: str | None, file: Path | None) -> str:
+    """Return the prompt itself: an argument, standard input for ``-``, or a file's content."""
+    if file is not None:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise FailureError(f"cannot read {file}: {error.strerror}", "check --file") from error
+        return _decode(data, str(file))
+    assert text is not None
+    if text == "-":
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    return _decode(text.encode("utf-8", "surrogateescape"), "the argument")
+
+
+def _decode(data: bytes, origin: str) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt from {origin} is not UTF-8 text: byte {error.start} is wrong"
+        ) from error
+    if not text.strip():
+        raise UsageError(f"the prompt from {origin} is empty", "give a text")
+    return text
