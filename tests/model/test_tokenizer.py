@@ -270,7 +270,7 @@ def test_normalisers_apply_per_stretch_of_text(tmp_path: Path) -> None:
 
 
 def test_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no tokenizer.json"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):

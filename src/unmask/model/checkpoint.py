@@ -125,7 +125,7 @@ class Finder:
         if card is not None:
             return self._first_of(card)
         path = Path(name).expanduser()
-        if path.exists():
+        if name and path.exists():
             return self._local(path), LocalSource("local", str(path))
         hub = parse_hub_id(name)
         if path.suffix == ".gguf" or (hub is None and os.sep in name):

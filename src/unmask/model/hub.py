@@ -21,7 +21,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 def parse_hub_id(text: str) -> HubSource | None:
     """Return the source that ``org/name`` or ``org/name@revision`` stands for, None when it is neither."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", text)
     return HubSource("hub", match[1], match[2] or "main") if match else None
 
 
