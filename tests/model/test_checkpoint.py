@@ -257,7 +257,7 @@ def full(*_: object) -> None:
 def test_a_full_disk_while_dequantising(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "m.gguf", random_transformer())
     monkeypatch.setattr(gguf_file, "_write_safetensors", full)
-    with pytest.raises(CacheError, match="no space left on the disk.*UNMASK_CACHE"):
+    with pytest.raises(CacheError, match=r"no space left on the disk.*UNMASK_CACHE"):
         load_checkpoint(str(tmp_path / "m.gguf"))
     assert list((cache / "dequantised").iterdir()) == []
 
@@ -294,7 +294,7 @@ def test_a_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         )
 
     monkeypatch.setattr(weights, "save_file", full_in_rust)
-    with pytest.raises(CacheError, match="no space left on the disk.*another folder"):
+    with pytest.raises(CacheError, match=r"no space left on the disk.*another folder"):
         save_checkpoint(tiny_checkpoint(), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
