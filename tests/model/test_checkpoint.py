@@ -69,6 +69,13 @@ def test_bfloat16(tiny_folder: Path) -> None:
         load_checkpoint(str(tiny_folder), dtype="float16")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("device", ["banana", "cuda:77"])
+def test_devices_that_are_not(device: str, tiny_folder: Path) -> None:
+    with pytest.raises(UsageError, match=f"device '{device}'") as caught:
+        load_checkpoint(str(tiny_folder), device=device)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def adapter_folder(tiny_folder: Path, tmp_path: Path) -> Path:
     """What a conversion leaves: an adapter, and a card that names its base."""

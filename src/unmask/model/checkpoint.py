@@ -75,6 +75,7 @@ def load_checkpoint(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", f"choose from {', '.join(_DTYPES)}")
+    place = _usable_device(device)
     finder = Finder(cache_directory(cache_dir), offline=offline, progress=progress or _say_nothing)
     card = find_card(source)
     if card is None and _is_adapter(Path(source).expanduser()):
@@ -83,7 +84,7 @@ def load_checkpoint(
     if adapter not in (None, NO_ADAPTER, UNTRAINED_ADAPTER) and not _is_adapter(Path(adapter).expanduser()):
         raise CheckpointError(f"{adapter} is no adapter folder: it has no {adapters.CONFIG_FILE}")
     folder, used = finder.find(source, card)
-    transformer, family = read_transformer(folder, dtype=_DTYPES[dtype], device=torch.device(device))
+    transformer, family = read_transformer(folder, dtype=_DTYPES[dtype], device=place)
     tokenizer = Tokenizer.from_folder(folder)
     if card is None:
         card = ModelCard.from_folder(folder) or _described(source, folder, family, transformer, tokenizer)
@@ -275,6 +276,16 @@ def _described(
         context_length=transformer.config.max_positions,
         stop_token_ids=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
     )
+
+
+def _usable_device(name: str) -> torch.device:
+    """Return the device called `name`; raise UsageError when torch does not know it or cannot use it here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r}: {str(error).splitlines()[0]}", "`unmask doctor` lists them"
+        ) from error
 
 
 def _say_nothing(message: str) -> None:
