@@ -1,0 +1,131 @@
+"""Attention over packed tokens as the layout says: one call for each group of islands of the same shape."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.layout import Island, Layout
+from unmask.model.cache import KVCache
+
+
+@dataclass(frozen=True)
+class _Store:
+    """A run of an island's tokens, `begin` on, whose keys and values go to the cache at `start`."""
+
+    begin: int
+    length: int
+    start: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """`count` neighbouring islands of equal shape on neighbouring cache rows: packed tokens ``[begin, end)``."""
+
+    begin: int
+    end: int
+    count: int
+    num_cached: int
+    rows: slice | None
+    mask: Tensor | None
+    causal: bool
+    stores: tuple[_Store, ...]
+
+    @property
+    def size(self) -> int:
+        return (self.end - self.begin) // self.count
+
+    @property
+    def all_stored(self) -> bool:
+        return sum(store.length for store in self.stores) == self.size
+
+
+class AttentionPlan:
+    """What every layer of one forward does alike: the groups, their masks and their places in the cache."""
+
+    def __init__(self, layout: Layout, cache: KVCache | None, device: torch.device) -> None:
+        self.cache = cache
+        self.groups = [_group(layout, islands, device) for islands in _alike(layout)]
+        for group in self.groups:
+            if group.rows is not None:
+                _check(group, cache)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return softmax(q k / sqrt K) v under the layout: (N, H, K) and twice (N, kv heads, K) -> (N, H, K)."""
+        outputs = [self._attend_group(group, layer, queries, keys, values) for group in self.groups]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend_group(self, group: _Group, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (_split(packed[group.begin : group.end], group.count) for packed in (queries, keys, values))
+        if self.cache is not None and group.rows is not None:
+            for store in group.stores:
+                span = slice(store.begin, store.begin + store.length)
+                self.cache.write(layer, group.rows, store.start, k[:, :, span], v[:, :, span])
+            if group.all_stored:
+                k, v = self.cache.read(layer, group.rows, group.num_cached + group.size)
+            elif group.num_cached:
+                cached_k, cached_v = self.cache.read(layer, group.rows, group.num_cached)
+                k, v = torch.cat([cached_k, k], dim=2), torch.cat([cached_v, v], dim=2)
+        if group.size == 1:
+            # A single query: its head group takes the place of the query axis, so that keys are read once per group.
+            output = F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1)).squeeze(3), k, v)
+            return output.flatten(1, 2)
+        grouped = q.shape[1] != k.shape[1]
+        output = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=group.mask, is_causal=group.causal, enable_gqa=grouped
+        )
+        return output.transpose(1, 2).flatten(0, 1)
+
+    def finish(self) -> None:
+        """Record in the cache what the forward stored, once every layer has written it."""
+        for group in self.groups:
+            if self.cache is not None and group.rows is not None:
+                for store in group.stores:
+                    for row in range(group.rows.start, group.rows.stop):
+                        self.cache.lengths[row] = store.start + store.length
+
+
+def _split(packed: Tensor, count: int) -> Tensor:
+    """(count * n, H, K) -> (count, H, n, K)."""
+    return packed.unflatten(0, (count, -1)).transpose(1, 2)
+
+
+def _alike(layout: Layout) -> list[list[Island]]:
+    """Return the islands in runs that one call can serve: equal shape, and cache rows that follow one another."""
+
+    def key(numbered: tuple[int, Island]) -> tuple[object, ...]:
+        index, island = numbered
+        return (layout.shape(island), None if island.row is None else island.row - index)
+
+    return [[island for _, island in run] for _, run in groupby(enumerate(layout.islands), key=key)]
+
+
+def _group(layout: Layout, islands: list[Island], device: torch.device) -> _Group:
+    first = islands[0]
+    causal = layout.is_causal(first)
+    mask = None
+    if not causal:
+        visible = layout.mask(first)
+        mask = None if visible.all() else torch.from_numpy(visible).to(device)
+    stores = tuple(
+        _Store(int(layout.bounds[index]) - first.begin, layout.segments[index].length, layout.segments[index].start)
+        for index in first.segments
+        if layout.segments[index].store
+    )
+    rows = None if first.row is None else slice(first.row, first.row + len(islands))
+    return _Group(first.begin, islands[-1].end, len(islands), first.num_cached, rows, mask, causal, stores)
+
+
+def _check(group: _Group, cache: KVCache | None) -> None:
+    if cache is None or group.rows is None or group.rows.stop > cache.num_rows:
+        raise ValueError(f"the layout continues cache rows {group.rows}, which the given cache does not have")
+    for row in range(group.rows.start, group.rows.stop):
+        if cache.lengths[row] < group.num_cached:
+            raise ValueError(
+                f"the layout sees {group.num_cached} cached tokens of row {row}, of which {cache.lengths[row]} are stored"
+            )
+    for store in group.stores:
+        if store.start + store.length > cache.capacity:
+            raise ValueError(f"storing up to position {store.start + store.length} exceeds capacity {cache.capacity}")

@@ -1,0 +1,40 @@
+"""The KV cache of the reference path: one contiguous row per request."""
+
+import torch
+from torch import Tensor
+
+from unmask.config import TransformerConfig
+
+
+class KVCache:
+    """Keys and values of decided tokens, `num_rows` requests of up to `capacity` positions.
+
+    `lengths[row]` counts the stored positions. Nothing is ever removed: a forward whose root starts earlier sees only
+    what lies before its start and overwrites what follows, which is how rejected drafts are dropped.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, num_rows: int = 1, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.num_layers, num_rows, config.num_kv_heads, capacity, config.head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.lengths = [0] * num_rows
+
+    @property
+    def num_rows(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def write(self, layer: int, rows: slice, start: int, keys: Tensor, values: Tensor) -> None:
+        """Store (R, kv heads, n, K) keys and values at positions ``[start, start + n)`` of `rows`."""
+        span = slice(start, start + keys.shape[2])
+        self.keys[layer, rows, :, span] = keys
+        self.values[layer, rows, :, span] = values
+
+    def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
+        """Return views of the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
+        return self.keys[layer, rows, :, :length], self.values[layer, rows, :, :length]

@@ -1,0 +1,128 @@
+"""The denoiser: a backbone with an adapter, seen as noisy tokens in, laws of the clean tokens out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.errors import UsageError
+from unmask.layout import Layout, Segment, causal_layout
+from unmask.model.adapter import Adapter
+from unmask.model.cache import KVCache
+from unmask.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What one canvas forward says: the AR law after the seed (V,), and the law at every canvas position (B, V).
+
+    With a logit shift the first canvas position has exactly the AR law, for the seed runs in the causal stream.
+    """
+
+    seed_logits: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """(B,) tokens at positions ``[start, start + B)`` of a cache row, the mask token where they are open."""
+
+    row: int
+    start: int
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class CanvasStates:
+    """Final states (M, D) of canvas tokens, each with the canvas (M,) and the canvas position (M,) that it predicts."""
+
+    hidden: Tensor
+    canvas: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The only place that knows the mask token, the logit shift and the banned tokens.
+
+    With `logit_shift` the state of one position predicts the token of the next, as in the AR model it came from
+    (Fast-dLLM v2, arXiv 2509.26328); without it every canvas position predicts its own token. `mask_token_id` may lie
+    outside the vocabulary; its embedding is the adapter's where there is one. Banned tokens have logit -inf.
+    """
+
+    transformer: Transformer
+    adapter: Adapter | None = None
+    mask_token_id: int | None = None
+    logit_shift: bool = True
+    banned: tuple[int, ...] = ()
+
+    def new_cache(self, capacity: int, *, num_rows: int = 1) -> KVCache:
+        """Return an empty KV cache for `num_rows` requests of up to `capacity` tokens."""
+        model = self.transformer
+        return KVCache(model.config, num_rows=num_rows, capacity=capacity, dtype=model.dtype, device=model.device)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N,) token ids, masks among them -> (N, D) embeddings."""
+        if self.adapter is None or self.mask_token_id is None:
+            return self.transformer.embed_tokens(tokens)
+        is_mask = tokens == self.mask_token_id
+        embedded = self.transformer.embed_tokens(tokens.masked_fill(is_mask, 0))
+        return torch.where(is_mask[:, None], self.adapter.mask_embedding.to(embedded.dtype), embedded)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(M, D) -> (M, V) float32 logits, banned tokens at -inf."""
+        logits = self.transformer.logits(hidden)
+        if self.banned:
+            logits[:, list(self.banned)] = -torch.inf
+        return logits
+
+    @torch.inference_mode()
+    def causal(self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1) -> Tensor:
+        """Run (n,) decided tokens from position `start` causally and store their keys and values.
+
+        Returns the laws after each of the last `num_heads` tokens: (num_heads, V) float32 logits.
+        """
+        layout = causal_layout(len(tokens), start=start, row=row)
+        hidden = self.transformer(tokens.to(self.transformer.device), layout, cache)
+        return self.head(hidden[len(tokens) - num_heads :])
+
+    @torch.inference_mode()
+    def draft(self, seed_token: int, canvas: Tensor, start: int, cache: KVCache, *, row: int = 0) -> Draft:
+        """Run the seed at position `start` causally, and the (B,) canvas that follows it, both ways and with the adapter.
+
+        Open canvas positions hold the mask token. The seed's keys and values are stored, the canvas leaves no trace.
+        """
+        if self.mask_token_id is None:
+            raise UsageError("this model has no mask token, so it can only decode in mode 'ar'", "convert it first")
+        canvas = self._run_part(canvas)
+        tokens = torch.cat([torch.tensor([seed_token]), canvas]).to(self.transformer.device)
+        segments = [Segment(start, 1, store=True, row=row)]
+        if len(canvas):
+            segments.append(Segment(start + 1, len(canvas), parent=0, offset=1, causal=False, adapter=True))
+        logits = self.head(self.transformer(self.embed(tokens), Layout(segments), cache, self.adapter))
+        return Draft(logits[0], logits if self.logit_shift else logits[1:])
+
+    def canvas_states(self, canvases: Sequence[Canvas], cache: KVCache) -> CanvasStates:
+        """Run canvases that continue cached rows, all in one forward that stores nothing.
+
+        With a logit shift a canvas says nothing of its first position (the causal stream does), so no state predicts it.
+        """
+        parts = [self._run_part(canvas.tokens) for canvas in canvases]
+        shift = int(self.logit_shift)
+        layout = Layout(
+            [
+                Segment(canvas.start, len(part), causal=False, adapter=True, row=canvas.row)
+                for canvas, part in zip(canvases, parts, strict=True)
+            ]
+        )
+        hidden = self.transformer(self.embed(torch.cat(parts).to(self.transformer.device)), layout, cache, self.adapter)
+        which = torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+        position = torch.cat([torch.arange(len(part)) for part in parts]) + shift
+        inside = position < torch.tensor([len(canvas.tokens) for canvas in canvases])[which]
+        return CanvasStates(hidden[inside], which[inside], position[inside])
+
+    def _run_part(self, canvas: Tensor) -> Tensor:
+        """Drop a last open position that, under a logit shift, predicts beyond the canvas and tells the others nothing."""
+        return canvas[:-1] if self.logit_shift and canvas[-1] == self.mask_token_id else canvas

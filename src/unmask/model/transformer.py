@@ -1,0 +1,145 @@
+"""One decoder-only transformer for the Llama lineage: packed tokens in, hidden states out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.config import TransformerConfig
+from unmask.layout import Layout
+from unmask.model.adapter import Adapter, LayerDelta
+from unmask.model.attention import AttentionPlan
+from unmask.model.cache import KVCache
+from unmask.model.rotary import Rotary
+
+
+class RMSNorm(nn.Module):
+    """Scale to unit root mean square, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, optional biases and optional query/key norms."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_size = layer, config.head_size
+        self.q = _linear(config, "q", bias=config.qkv_bias)
+        self.k = _linear(config, "k", bias=config.qkv_bias)
+        self.v = _linear(config, "v", bias=config.qkv_bias)
+        self.o = _linear(config, "o", bias=config.output_bias)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
+        """(N, D) -> (N, D)."""
+        queries, keys, values = (
+            _project(linear, x, delta, name).unflatten(-1, (-1, self.head_size))
+            for name, linear in (("q", self.q), ("k", self.k), ("v", self.v))
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = rotary.apply_to_queries(queries), rotary.apply(keys)
+        attended = plan.attend(self.layer, queries, keys, values)
+        return _project(self.o, attended.flatten(1), delta, "o")
+
+
+class MLP(nn.Module):
+    """SiLU-gated feed-forward (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate = _linear(config, "gate", bias=config.mlp_bias)
+        self.up = _linear(config, "up", bias=config.mlp_bias)
+        self.down = _linear(config, "down", bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, delta: LayerDelta | None) -> Tensor:
+        """(N, D) -> (N, D)."""
+        inner = F.silu(_project(self.gate, x, delta, "gate")) * _project(self.up, x, delta, "up")
+        return _project(self.down, inner, delta, "down")
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer: attention, then MLP."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, index)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
+        """(N, D) -> (N, D)."""
+        x = x + self.attention(self.attention_norm(x), rotary, plan, delta)
+        return x + self.mlp(self.mlp_norm(x), delta)
+
+
+class Transformer(nn.Module):
+    """The backbone: it knows layouts and caches, and nothing of noise, masks, sampling or pages."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The (V, D) output matrix: the head's own, or the embeddings where the two are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(N,) token ids -> (N, D)."""
+        return F.embedding(tokens, self.embed.weight)
+
+    def forward(
+        self, inputs: Tensor, layout: Layout, cache: KVCache | None = None, adapter: Adapter | None = None
+    ) -> Tensor:
+        """Run N packed tokens and return their hidden states after the final norm: (N, D).
+
+        `inputs`: token ids (N,) int64, or embeddings (N, D). `adapter` acts on the tokens of adapter segments only.
+        Keys and values of `store` segments are written to `cache`; all else leaves it as it was.
+        """
+        x = inputs if inputs.is_floating_point() else self.embed_tokens(inputs)
+        if x.shape[0] != layout.num_tokens:
+            raise ValueError(f"{x.shape[0]} tokens were given for a layout of {layout.num_tokens}")
+        rotary = Rotary(self.config.rope, self.config.head_size, torch.from_numpy(layout.positions).to(self.device))
+        plan = AttentionPlan(layout, cache, self.device)
+        deltas = None if adapter is None else adapter.deltas(layout)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotary, plan, None if deltas is None else deltas[index])
+        plan.finish()
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(M, D) hidden states -> (M, V) logits in float32."""
+        return F.linear(hidden, self.head_weight).float()
+
+
+def _linear(config: TransformerConfig, name: str, *, bias: bool) -> nn.Linear:
+    return nn.Linear(*config.linear_shape(name), bias=bias)
+
+
+def _project(linear: nn.Linear, x: Tensor, delta: LayerDelta | None, name: str) -> Tensor:
+    """Apply a linear map, and the adapter's share of it to the rows that want it: (N, in) -> (N, out)."""
+    y: Tensor = linear(x)
+    return y if delta is None else delta.add(name, x, y)

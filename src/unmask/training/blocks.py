@@ -1,0 +1,67 @@
+"""Where the canvases of a training document lie, and what of them is open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.model.denoiser import Canvas
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """How documents are cut into canvases.
+
+    Every canvas has a length from `lengths`, and the first starts anywhere, so that block length and phase can be
+    chosen at inference. `drafting_share` of them are fully open, as in a draft; of the others each token is open with
+    a probability t ~ U(0, 1), as in denoising (masked diffusion with the linear schedule).
+    """
+
+    lengths: tuple[int, ...] = (4, 8, 16)
+    drafting_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 2:
+            raise ValueError(f"block lengths {self.lengths}: each must be at least 2")
+        if not 0 <= self.drafting_share <= 1:
+            raise ValueError(f"drafting_share={self.drafting_share} must lie in [0, 1]")
+
+
+def cut(
+    document: Sequence[int], row: int, first: int, mask_token_id: int, config: BlockConfig, generator: np.random.Generator
+) -> list[Canvas]:
+    """Tile a document from about position `first` (at least 1) to its end with canvases on cache row `row`."""
+    clean = torch.tensor(document)
+    start = first + int(generator.integers(max(config.lengths)))
+    canvases = []
+    while start + min(config.lengths) <= len(clean):
+        length = int(generator.choice(config.lengths))
+        tokens = clean[start : start + length].clone()
+        tokens[torch.from_numpy(_open(len(tokens), config, generator))] = mask_token_id
+        canvases.append(Canvas(row, start, tokens))
+        start += length
+    return canvases
+
+
+def is_draft(canvas: Canvas, mask_token_id: int) -> bool:
+    """Say whether a canvas is fully open."""
+    return bool((canvas.tokens == mask_token_id).all())
+
+
+def _open(length: int, config: BlockConfig, generator: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    if generator.random() < config.drafting_share:
+        return np.ones(length, dtype=np.bool_)
+    chosen = generator.random(length) < generator.random()
+    chosen[generator.integers(length)] = True
+    return chosen
+
+
+def draft_lengths(agrees: Tensor, canvas: Tensor) -> Tensor:
+    """Return how many leading predictions of each canvas agree: (M,) flags and (M,) canvas numbers -> one count each."""
+    counts = []
+    for number in canvas.unique(sorted=True):
+        flags = agrees[canvas == number].long()
+        counts.append(flags.cumprod(0).sum())
+    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64)

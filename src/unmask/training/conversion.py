@@ -1,0 +1,300 @@
+"""The frozen recipe: an autoregressive checkpoint gets a diffusion adapter, and stays what it was."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from unmask.config import LINEAR_NAMES, AdapterConfig
+from unmask.errors import TrainingError, UsageError
+from unmask.model.adapter import Adapter
+from unmask.model.checkpoint import Checkpoint
+from unmask.model.denoiser import Denoiser
+from unmask.training.blocks import BlockConfig
+from unmask.training.documents import Document, DocumentFile, sample_windows
+from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
+from unmask.training.synthesis import SynthesisConfig, write_batch
+
+CONFIG_FILE = "conversion.json"
+STATE_FILE = "state.pt"
+METRICS_FILE = "metrics.jsonl"
+DOCUMENTS_FILE = "documents.jsonl"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConversionConfig(BaseModel):
+    """All that decides a conversion. The same config on the same machine gives the same adapter, interrupted or not.
+
+    With `minutes` in the place of `steps` the run ends by the clock, and only the data stays reproducible.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Catalogue name, folder, GGUF file or hub id of the autoregressive model."""
+    seed: int = 0
+    steps: Positive | None = None
+    """Optimiser steps."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Training time, in the place of `steps`; writing the documents is not counted."""
+    synthetic_tokens: Annotated[int, Field(ge=0)] = 300_000
+    """Tokens of text that the model writes for its own training."""
+    texts: tuple[Path, ...] = ()
+    """Files of your own text: .txt or .txt.xz (documents separated by a line `<|doc|>`), or .jsonl with a "text"."""
+    text_tokens: Annotated[int, Field(ge=0)] = 100_000
+    """Tokens taken from `texts`, the same number from each file."""
+    length: Annotated[int, Field(ge=32)] = 320
+    """Tokens of a document, at most."""
+    batch_documents: Positive = 3
+    """Documents in one optimiser step."""
+    synthesis_rows: Positive = 256
+    """Documents that are written side by side."""
+    rank: Positive = 32
+    """Rank of the adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's update is scaled by alpha / rank."""
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = LINEAR_NAMES
+    """Linear maps that the adapter changes."""
+    block_lengths: tuple[Annotated[int, Field(ge=2)], ...] = (4, 8, 16)
+    """Canvas lengths, drawn at random, so that any of them can be chosen at inference."""
+    drafting_share: Share = 0.7
+    """Share of fully open canvases; the others are opened at a random rate."""
+    draft_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Weight of a draft's positions: decay to the power of the place."""
+    label_share: Share = 0.5
+    """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak rate of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 30
+    decay_share: Share = 0.5
+    """Last share of the run over which the rate falls linearly to zero."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the frozen model; the adapter is always trained in float32."""
+    held_out_documents: Positive = 24
+    """Documents kept out of training, on which the loss is measured."""
+    save_every: Positive = 50
+    """Steps between checkpoints, and between measurements on held-out documents."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "ConversionConfig":
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes")
+        if not self.synthetic_tokens and not (self.texts and self.text_tokens):
+            raise ValueError("there is nothing to train on: give synthetic_tokens, or texts and text_tokens")
+        return self
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        blocks = BlockConfig(self.block_lengths, self.drafting_share)
+        return ObjectiveConfig(blocks, self.draft_decay, self.label_share)
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Return the rate of warm-up, stable, decay after `step` steps, `progress` in [0, 1) of the run being done."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        falling = 1.0 if not self.decay_share else min(1.0, (1 - progress) / self.decay_share)
+        return self.learning_rate * warm * falling
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of metrics.jsonl: means over one training batch, or over the held-out documents."""
+
+    split: Literal["train", "held_out"]
+    step: int
+    loss: float
+    overlap: float
+    tokens_per_cycle: float
+    num_tokens: int
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ConversionEvent:
+    """Progress for whoever watches: `done` of `total` in a stage; `record` when a batch was trained or measured."""
+
+    stage: Literal["writing", "training"]
+    done: float
+    total: float
+    record: StepRecord | None = None
+
+
+class Conversion:
+    """One run in one folder: prepare the documents, train, and leave an adapter that `unmask.load(folder)` reads.
+
+    All its state is in the folder; constructing it on a folder that holds an unfinished run of the same config
+    continues that run.
+    """
+
+    def __init__(self, config: ConversionConfig, folder: Path, checkpoint: Checkpoint) -> None:
+        self.config, self.folder, self.checkpoint = config, folder, checkpoint
+        self._claim()
+        transformer = checkpoint.transformer.requires_grad_(False)
+        generator = torch.Generator().manual_seed(config.seed)
+        adapter_config = AdapterConfig(config.rank, config.alpha, config.targets)
+        self.adapter = Adapter.initialise(
+            transformer.config, adapter_config, transformer.embed.weight.float(), generator
+        ).to(transformer.device)
+        card = checkpoint.card
+        mask = transformer.config.vocab_size if card.mask_token_id is None else card.mask_token_id
+        self.denoiser = Denoiser(transformer, self.adapter, mask, logit_shift=True)
+        self.optimizer = torch.optim.AdamW(self.adapter.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+        self.step, self.seconds, self.num_tokens = 0, 0.0, 0
+        self._restore()
+
+    def run(self, observe: Callable[[ConversionEvent], None]) -> None:
+        """Carry the run to its end; on KeyboardInterrupt save first, then let it pass."""
+        documents = self._documents(observe)
+        held_out, training = documents[: self.config.held_out_documents], documents[self.config.held_out_documents :]
+        if not training:
+            raise TrainingError(f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens")
+        try:
+            if self.step == 0:
+                self._measure(held_out, observe)
+            while self._progress() < 1:
+                self._train_step(training, observe)
+                if self.step % self.config.save_every == 0 or self._progress() >= 1:
+                    self._measure(held_out, observe)
+                    self.save()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
+    def save(self) -> None:
+        """Write the adapter, its card and the state to resume from; each file appears whole or not at all."""
+        state = {
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "num_tokens": self.num_tokens,
+        }
+        try:
+            partial = self.folder / (STATE_FILE + ".partial")
+            torch.save(state, partial)
+            os.replace(partial, self.folder / STATE_FILE)
+            self.adapter.save(self.folder, base=self.config.model, dtype=torch.bfloat16)
+        except (OSError, RuntimeError) as error:
+            raise TrainingError(f"cannot save to {self.folder}: {error}", "free some space and run it again") from error
+
+    def _train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+        began = time.perf_counter()
+        generator = np.random.default_rng((self.config.seed, self.step))
+        chosen = [documents[i] for i in generator.choice(len(documents), self.config.batch_documents)]
+        rate = self.config.learning_rate_at(self.step, self._progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = conversion_loss(self.denoiser, chosen, self.config.objective, generator)
+        batch.loss.backward()  # type: ignore[no-untyped-call]
+        if not torch.isfinite(batch.loss):
+            raise TrainingError(f"the loss is {batch.loss.item()} at step {self.step}", "lower the learning rate")
+        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step, self.num_tokens = self.step + 1, self.num_tokens + batch.num_tokens
+        self.seconds += time.perf_counter() - began
+        self._report("train", [batch], rate, observe)
+
+    @torch.no_grad()
+    def _measure(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+        size = self.config.batch_documents
+        batches = [
+            conversion_loss(self.denoiser, documents[i : i + size], self.config.objective, np.random.default_rng(i))
+            for i in range(0, len(documents), size)
+        ]
+        self._report("held_out", batches, 0.0, observe)
+
+    def _report(
+        self,
+        split: Literal["train", "held_out"],
+        batches: Sequence[BatchLoss],
+        rate: float,
+        observe: Callable[[ConversionEvent], None],
+    ) -> None:
+        loss, overlap, per_cycle = (
+            float(np.mean([value(batch) for batch in batches]))
+            for value in (lambda b: b.loss.item(), lambda b: b.overlap, lambda b: b.tokens_per_cycle)
+        )
+        record = StepRecord(split, self.step, loss, overlap, per_cycle, self.num_tokens, rate, round(self.seconds, 3))
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(record)) + "\n")
+        total = self.config.steps if self.config.steps is not None else 60 * (self.config.minutes or 0)
+        observe(ConversionEvent("training", self._progress() * total, total, record))
+
+    def _progress(self) -> float:
+        if self.config.steps is not None:
+            return self.step / self.config.steps
+        assert self.config.minutes is not None
+        return min(1.0, self.seconds / (60 * self.config.minutes))
+
+    def _documents(self, observe: Callable[[ConversionEvent], None]) -> list[Document]:
+        config = self.config
+        synthesis = SynthesisConfig(length=config.length, batch_size=config.synthesis_rows)
+        head = self.checkpoint.tokenizer.chat_head()
+        stop = self.checkpoint.tokenizer.eos_id
+
+        def write(batch: int) -> list[Document]:
+            model = self.denoiser.transformer
+            return write_batch(model, head, synthesis, stop_token=stop, seed=config.seed, batch=batch)
+
+        written = DocumentFile(self.folder / DOCUMENTS_FILE, config.synthesis_rows).fill(
+            write, config.synthetic_tokens, lambda done, total: observe(ConversionEvent("writing", done, total))
+        )
+        read = sample_windows(
+            config.texts, self.checkpoint.tokenizer, num_tokens=config.text_tokens, length=config.length, seed=config.seed
+        )
+        shuffled = written + read
+        np.random.default_rng(config.seed).shuffle(shuffled)  # type: ignore[arg-type]
+        return shuffled
+
+    def _claim(self) -> None:
+        """Take the folder for this config, or find that it is taken by this very config."""
+        path = self.folder / CONFIG_FILE
+        resolved = self.config.model_dump(mode="json")
+        try:
+            if path.exists():
+                _refuse_changes(json.loads(path.read_text()), resolved, self.folder)
+                return
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise UsageError(f"{self.folder} is not empty and holds no conversion", "name another folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(resolved, indent=2) + "\n")
+        except OSError as error:
+            raise TrainingError(f"cannot use {self.folder}: {error}", "name a folder that can be written") from error
+
+    def _restore(self) -> None:
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
+            return
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
+        kept = [line for line in _lines(self.folder / METRICS_FILE) if json.loads(line)["step"] <= self.step]
+        (self.folder / METRICS_FILE).write_text("".join(kept))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):
+            yield line
+
+
+def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    changed = [key for key in new if old.get(key) != new[key]]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"{folder} holds a conversion with {key}={old.get(key)}, not {new[key]}",
+            "give the same options to continue it, or another folder",
+        )

@@ -1,0 +1,96 @@
+"""What the canvases of a frozen model learn: its own next-token law, where they cannot see the tokens before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.layout import Layout, Segment
+from unmask.model.denoiser import Denoiser
+from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
+from unmask.training.soft_targets import SoftLoss, SoftTargets, soft_cross_entropy
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a canvas should predict, and what counts more.
+
+    Fully open canvases (drafts) learn the frozen model's own next-token law given the true text so far; the
+    prediction for the j-th position weighs ``draft_decay ** (j - 1)``, for a draft is only used up to its first error.
+    Partly open canvases (denoising) may know the tokens that follow, which that law does not, so the true token has
+    `label_share` of their target.
+    """
+
+    blocks: BlockConfig = BlockConfig()
+    draft_decay: float = 0.85
+    label_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Means over one batch; `loss` is differentiable.
+
+    `overlap`: chance that a drafted token is accepted when sampled. `tokens_per_cycle`: tokens that a greedy
+    draft-verify cycle with the longest canvases of the batch would emit on this very text. `num_targets`: predictions.
+    """
+
+    loss: Tensor
+    overlap: float
+    tokens_per_cycle: float
+    num_tokens: int
+    num_targets: int
+
+
+def conversion_loss(
+    denoiser: Denoiser, documents: Sequence[Sequence[int]], config: ObjectiveConfig, generator: np.random.Generator
+) -> BatchLoss:
+    """Return the frozen recipe's loss on a batch of documents, in nats per weighted target.
+
+    Two forwards: the documents through the causal stream, without gradients, leaving their keys and values in a cache;
+    then all canvases on that cache. Every canvas sees its document before its start, itself, and nothing else.
+    """
+    mask = denoiser.mask_token_id
+    assert mask is not None
+    cache = denoiser.new_cache(max(map(len, documents)), num_rows=len(documents))
+    clean = torch.tensor([token for document in documents for token in document], device=denoiser.transformer.device)
+    with torch.no_grad():
+        layout = Layout([Segment(0, len(document), store=True, row=row) for row, document in enumerate(documents)])
+        teacher = denoiser.transformer(clean, layout, cache)
+    canvases = [
+        canvas
+        for row, document in enumerate(documents)
+        for canvas in cut(document, row, 1, mask, config.blocks, generator)
+    ]
+    states = denoiser.canvas_states(canvases, cache)
+    which, place = states.canvas, states.position
+    is_open = torch.stack([canvases[c].tokens[p] == mask for c, p in zip(which.tolist(), place.tolist(), strict=True)])
+    hidden, which, place = states.hidden[is_open], which[is_open], place[is_open]
+    drafts = torch.tensor([is_draft(canvas, mask) for canvas in canvases])
+    packed = torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
+    weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
+    targets = SoftTargets(
+        teacher=teacher[packed - 1],
+        labels=clean[packed],
+        label_shares=torch.where(drafts[which], 0.0, config.label_share),
+        weights=weights / weights.sum(),
+    )
+    result = soft_cross_entropy(hidden, targets, denoiser.transformer.head_weight)
+    return BatchLoss(
+        result.loss,
+        float(result.overlap[drafts[which]].mean()),
+        _tokens_per_cycle(result, which, drafts, [len(canvas.tokens) for canvas in canvases], shift=denoiser.logit_shift),
+        len(clean),
+        len(packed),
+    )
+
+
+def _tokens_per_cycle(
+    result: SoftLoss, which: Tensor, drafts: Tensor, lengths: Sequence[int], *, shift: bool
+) -> float:
+    """Return the mean of accepted drafts and one bonus token over the longest drafts; their first is free under a shift."""
+    longest = torch.tensor(lengths) == max(lengths)
+    chosen = (drafts & longest)[which]
+    accepted = draft_lengths(result.agrees[chosen], which[chosen])
+    return float(accepted.float().mean()) + 1 + int(shift)
