@@ -47,6 +47,24 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
         assert law.sum().item() == pytest.approx(1, abs=1e-15)
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+def test_top_p_of_a_large_vocabulary(spread: float) -> None:
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) * spread
+    law = sampling_law(logits, Options(temperature=1, top_p=0.7))
+    plain = sampling_law(logits, Options(temperature=1))
+    for kept, all_ in zip(law, plain, strict=True):
+        inside = all_[kept > 0]
+        assert inside.sum() >= 0.7 - 1e-12
+        assert inside.sum() - inside.min() < 0.7
+        assert all_[kept == 0].max() < inside.min()
+        torch.testing.assert_close(kept[kept > 0], inside / inside.sum())
+
+
+def test_top_p_keeps_ties() -> None:
+    law = sampling_law(torch.tensor([[0.0, 2.0, 0.0, -1.0]]), Options(temperature=1, top_p=0.8))
+    assert (law[0] > 0).tolist() == [True, True, True, False]
+
+
 def test_cuts_come_in_order() -> None:
     # After temperature 2 and top-2 the best token has 0.731^0.5 / (...) = 0.62, so top_p = 0.6 keeps it alone.
     law = sampling_law(LOGITS, Options(temperature=2, top_k=2, top_p=0.6))

@@ -22,8 +22,6 @@ class LanguageModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         card, vocab_size = checkpoint.card, checkpoint.transformer.config.vocab_size
         mask = card.mask_token_id
-        if mask is not None and mask >= vocab_size and checkpoint.adapter is None:
-            mask = None  # its embedding would be the adapter's
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
         self.denoiser = Denoiser(
