@@ -1,11 +1,13 @@
 """The shape of a transformer and of an adapter, as plain values (no torch)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 RopeScaling = Literal["none", "linear", "llama3", "yarn"]
 
-LINEAR_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
+LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+LINEAR_NAMES: tuple[LinearName, ...] = get_args(LinearName)
 """The linear maps of one layer, in the order they are used; an adapter names its targets from these."""
 
 
@@ -56,7 +58,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
         if self.head_size % 2:
             raise ValueError(f"head_size={self.head_size} must be even: rotary embedding turns pairs")
 
@@ -81,7 +85,7 @@ class AdapterConfig:
 
     rank: int = 32
     alpha: float = 32.0
-    targets: tuple[str, ...] = LINEAR_NAMES
+    targets: tuple[LinearName, ...] = LINEAR_NAMES
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.targets if name not in LINEAR_NAMES]

@@ -123,7 +123,9 @@ class Layout:
                 cached = max(last.num_cached, segment.start) if segment.parent is None else last.num_cached
                 segments = range(last.segments.start, index + 1)
                 if joins and any(self.segments[other].store for other in segments):
-                    raise ValueError(f"segment {index} {segment}: two roots of one cache row and one of them stores")
+                    raise ValueError(
+                        f"segment {index} {segment}: two roots of one cache row and one of them stores"
+                    )
                 islands[-1] = replace(last, segments=segments, end=end, num_cached=cached)
             else:
                 islands.append(Island(range(index, index + 1), begin, end, segment.start, segment.row))
@@ -135,7 +137,14 @@ class Layout:
         return (
             island.row is None,
             tuple(
-                (s.start, s.length, s.parent if s.parent is None else s.parent - first, s.offset, s.causal, s.store)
+                (
+                    s.start,
+                    s.length,
+                    s.parent if s.parent is None else s.parent - first,
+                    s.offset,
+                    s.causal,
+                    s.store,
+                )
                 for s in (self.segments[index] for index in island.segments)
             ),
         )
@@ -163,7 +172,7 @@ class Layout:
         return int(np.searchsorted(self.bounds, token, side="right")) - 1
 
     def mask(self, island: Island) -> BoolArray:
-        """Return who sees whom on one island: (tokens, cached + tokens), `True` = may attend, cached positions first."""
+        """Return who sees whom on one island: (tokens, cached + tokens), `True` = may attend, cached ones first."""
         size = island.end - island.begin
         mask = np.zeros((size, island.num_cached + size), dtype=np.bool_)
         packed = mask[:, island.num_cached :]
@@ -184,7 +193,11 @@ class Layout:
 
     def is_causal(self, island: Island) -> bool:
         """Say whether an island is one causal segment with nothing cached: plain causal attention."""
-        return island.num_cached == 0 and len(island.segments) == 1 and self.segments[island.segments.start].causal
+        return (
+            island.num_cached == 0
+            and len(island.segments) == 1
+            and self.segments[island.segments.start].causal
+        )
 
 
 def causal_layout(length: int, *, start: int = 0, row: int | None = None) -> Layout:

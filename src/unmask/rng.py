@@ -1,7 +1,7 @@
 """Noise keyed by (seed, position, step): the same wherever, whenever and beside whatever a request runs.
 
 Every draw is one double-precision uniform from the Philox counter generator (Salmon et al. 2011), so that a token's
-noise never depends on its batch row, and categorical sampling by inverse distribution function keeps tokens down to 2^-53.
+noise never depends on its batch row, and sampling by inverse distribution function keeps tokens down to 2^-53.
 """
 
 from enum import IntEnum

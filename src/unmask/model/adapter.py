@@ -19,7 +19,9 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MASK_FILE = "mask_embedding.safetensors"
 
-_PEFT_NAMES = {name: f"{'mlp' if name in ('gate', 'up', 'down') else 'self_attn'}.{name}_proj" for name in LINEAR_NAMES}
+_PEFT_NAMES = {
+    name: f"{'mlp' if name in ('gate', 'up', 'down') else 'self_attn'}.{name}_proj" for name in LINEAR_NAMES
+}
 
 
 class Adapter(nn.Module):
@@ -33,13 +35,19 @@ class Adapter(nn.Module):
         self.config = adapter_config
         self.mask_embedding = nn.Parameter(torch.zeros(config.hidden_size))
         self.layers = nn.ModuleList(
-            nn.ModuleDict({name: LowRank(*config.linear_shape(name), adapter_config) for name in adapter_config.targets})
+            nn.ModuleDict(
+                {name: LowRank(*config.linear_shape(name), adapter_config) for name in adapter_config.targets}
+            )
             for _ in range(config.num_layers)
         )
 
     @classmethod
     def initialise(
-        cls, config: TransformerConfig, adapter_config: AdapterConfig, embeddings: Tensor, generator: torch.Generator
+        cls,
+        config: TransformerConfig,
+        adapter_config: AdapterConfig,
+        embeddings: Tensor,
+        generator: torch.Generator,
     ) -> "Adapter":
         """Start where the base model stands: B = 0, and the mask embedding is the mean of the (V, D) `embeddings`."""
         adapter = cls(config, adapter_config)
@@ -68,7 +76,9 @@ class Adapter(nn.Module):
         Every file is written under another name first, so that a reader finds it whole or not at all.
         """
         weights = {
-            f"base_model.model.model.layers.{index}.{_PEFT_NAMES[name]}.lora_{letter}.weight": tensor.to(dtype)
+            f"base_model.model.model.layers.{index}.{_PEFT_NAMES[name]}.lora_{letter}.weight": tensor.to(
+                dtype
+            )
             for index, layer in enumerate(self.layers)
             for name, low_rank in layer.items()  # type: ignore[operator]
             for letter, tensor in (("A", low_rank.down.detach()), ("B", low_rank.up.detach()))
@@ -85,7 +95,9 @@ class Adapter(nn.Module):
             "target_modules": [f"{name}_proj" for name in self.config.targets],
         }
         contents = {
-            WEIGHTS_FILE: save({name: tensor.contiguous() for name, tensor in weights.items()}, {"format": "pt"}),
+            WEIGHTS_FILE: save(
+                {name: tensor.contiguous() for name, tensor in weights.items()}, {"format": "pt"}
+            ),
             MASK_FILE: save({"mask_embedding": self.mask_embedding.detach().to(dtype)}),
             CONFIG_FILE: (json.dumps(described, indent=2) + "\n").encode(),
         }
@@ -106,17 +118,21 @@ class Adapter(nn.Module):
             ordered = tuple(name for name in LINEAR_NAMES if name in targets)
             adapter_config = AdapterConfig(int(described["r"]), float(described["lora_alpha"]), ordered)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(f"adapter {folder}: {error}", "give a folder with the files of an adapter") from error
+            remedy = "give a folder with the files of an adapter"
+            raise CheckpointError(f"adapter {folder}: {error}", remedy) from error
         adapter = cls(config, adapter_config)
         state = {"mask_embedding": mask}
         for index, layer in enumerate(adapter.layers):
             for name in layer:  # type: ignore[attr-defined]
                 prefix = f"base_model.model.model.layers.{index}.{_PEFT_NAMES[name]}"
                 for letter, own in (("A", "down"), ("B", "up")):
-                    state[f"layers.{index}.{name}.{own}"] = weights.pop(f"{prefix}.lora_{letter}.weight", torch.empty(0))
+                    tensor = weights.pop(f"{prefix}.lora_{letter}.weight", torch.empty(0))
+                    state[f"layers.{index}.{name}.{own}"] = tensor
         wrong = [key for key, own in adapter.state_dict().items() if own.shape != state[key].shape]
         if wrong or weights:
-            raise CheckpointError(f"adapter {folder}: does not fit the model at {(wrong or sorted(weights))[0]}")
+            raise CheckpointError(
+                f"adapter {folder}: does not fit the model at {(wrong or sorted(weights))[0]}"
+            )
         adapter.load_state_dict({key: value.float() for key, value in state.items()})
         return adapter
 

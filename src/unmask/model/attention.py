@@ -57,7 +57,9 @@ class AttentionPlan:
         outputs = [self._attend_group(group, layer, queries, keys, values) for group in self.groups]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _attend_group(self, group: _Group, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend_group(
+        self, group: _Group, layer: int, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
         q, k, v = (_split(packed[group.begin : group.end], group.count) for packed in (queries, keys, values))
         if self.cache is not None and group.rows is not None:
             for store in group.stores:
@@ -70,7 +72,7 @@ class AttentionPlan:
                 k, v = torch.cat([cached_k, k], dim=2), torch.cat([cached_v, v], dim=2)
         if group.size == 1:
             # A single query: its head group takes the place of the query axis, so that keys are read once per group.
-            output = F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1)).squeeze(3), k, v)
+            output = F.scaled_dot_product_attention(q.reshape(len(q), k.shape[1], -1, q.shape[3]), k, v)
             return output.flatten(1, 2)
         grouped = q.shape[1] != k.shape[1]
         output = F.scaled_dot_product_attention(
@@ -89,7 +91,7 @@ class AttentionPlan:
 
 def _split(packed: Tensor, count: int) -> Tensor:
     """(count * n, H, K) -> (count, H, n, K)."""
-    return packed.unflatten(0, (count, -1)).transpose(1, 2)
+    return packed.view(count, -1, *packed.shape[1:]).transpose(1, 2)
 
 
 def _alike(layout: Layout) -> list[list[Island]]:
@@ -110,7 +112,11 @@ def _group(layout: Layout, islands: list[Island], device: torch.device) -> _Grou
         visible = layout.mask(first)
         mask = None if visible.all() else torch.from_numpy(visible).to(device)
     stores = tuple(
-        _Store(int(layout.bounds[index]) - first.begin, layout.segments[index].length, layout.segments[index].start)
+        _Store(
+            int(layout.bounds[index]) - first.begin,
+            layout.segments[index].length,
+            layout.segments[index].start,
+        )
         for index in first.segments
         if layout.segments[index].store
     )
@@ -124,8 +130,10 @@ def _check(group: _Group, cache: KVCache | None) -> None:
     for row in range(group.rows.start, group.rows.stop):
         if cache.lengths[row] < group.num_cached:
             raise ValueError(
-                f"the layout sees {group.num_cached} cached tokens of row {row}, of which {cache.lengths[row]} are stored"
+                f"the layout sees {group.num_cached} cached tokens of row {row}, which holds {cache.lengths[row]}"
             )
     for store in group.stores:
         if store.start + store.length > cache.capacity:
-            raise ValueError(f"storing up to position {store.start + store.length} exceeds capacity {cache.capacity}")
+            raise ValueError(
+                f"storing up to position {store.start + store.length} exceeds capacity {cache.capacity}"
+            )

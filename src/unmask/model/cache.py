@@ -14,7 +14,13 @@ class KVCache:
     """
 
     def __init__(
-        self, config: TransformerConfig, *, num_rows: int = 1, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: TransformerConfig,
+        *,
+        num_rows: int = 1,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (config.num_layers, num_rows, config.num_kv_heads, capacity, config.head_size)
         self.keys = torch.empty(shape, dtype=dtype, device=device)

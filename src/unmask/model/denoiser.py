@@ -61,7 +61,9 @@ class Denoiser:
     def new_cache(self, capacity: int, *, num_rows: int = 1) -> KVCache:
         """Return an empty KV cache for `num_rows` requests of up to `capacity` tokens."""
         model = self.transformer
-        return KVCache(model.config, num_rows=num_rows, capacity=capacity, dtype=model.dtype, device=model.device)
+        return KVCache(
+            model.config, num_rows=num_rows, capacity=capacity, dtype=model.dtype, device=model.device
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(N,) token ids, masks among them -> (N, D) embeddings."""
@@ -79,7 +81,9 @@ class Denoiser:
         return logits
 
     @torch.inference_mode()
-    def causal(self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1) -> Tensor:
+    def causal(
+        self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1
+    ) -> Tensor:
         """Run (n,) decided tokens from position `start` causally and store their keys and values.
 
         Returns the laws after each of the last `num_heads` tokens: (num_heads, V) float32 logits.
@@ -90,12 +94,14 @@ class Denoiser:
 
     @torch.inference_mode()
     def draft(self, seed_token: int, canvas: Tensor, start: int, cache: KVCache, *, row: int = 0) -> Draft:
-        """Run the seed at position `start` causally, and the (B,) canvas that follows it, both ways and with the adapter.
+        """Run the seed at position `start` causally, and the (B,) canvas after it both ways, with the adapter.
 
         Open canvas positions hold the mask token. The seed's keys and values are stored, the canvas leaves no trace.
         """
         if self.mask_token_id is None:
-            raise UsageError("this model has no mask token, so it can only decode in mode 'ar'", "convert it first")
+            raise UsageError(
+                "this model has no mask token, so it can only decode in mode 'ar'", "convert it first"
+            )
         canvas = self._run_part(canvas)
         tokens = torch.cat([torch.tensor([seed_token]), canvas]).to(self.transformer.device)
         segments = [Segment(start, 1, store=True, row=row)]
@@ -107,7 +113,7 @@ class Denoiser:
     def canvas_states(self, canvases: Sequence[Canvas], cache: KVCache) -> CanvasStates:
         """Run canvases that continue cached rows, all in one forward that stores nothing.
 
-        With a logit shift a canvas says nothing of its first position (the causal stream does), so no state predicts it.
+        With a logit shift a canvas says nothing of its first position, which the causal stream predicts.
         """
         parts = [self._run_part(canvas.tokens) for canvas in canvases]
         shift = int(self.logit_shift)
@@ -117,12 +123,14 @@ class Denoiser:
                 for canvas, part in zip(canvases, parts, strict=True)
             ]
         )
-        hidden = self.transformer(self.embed(torch.cat(parts).to(self.transformer.device)), layout, cache, self.adapter)
+        hidden = self.transformer(
+            self.embed(torch.cat(parts).to(self.transformer.device)), layout, cache, self.adapter
+        )
         which = torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
         position = torch.cat([torch.arange(len(part)) for part in parts]) + shift
         inside = position < torch.tensor([len(canvas.tokens) for canvas in canvases])[which]
         return CanvasStates(hidden[inside], which[inside], position[inside])
 
     def _run_part(self, canvas: Tensor) -> Tensor:
-        """Drop a last open position that, under a logit shift, predicts beyond the canvas and tells the others nothing."""
+        """Drop a last open position that, under a shift, predicts beyond the canvas and tells the others nothing."""
         return canvas[:-1] if self.logit_shift and canvas[-1] == self.mask_token_id else canvas

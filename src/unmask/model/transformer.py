@@ -42,7 +42,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
         """(N, D) -> (N, D)."""
         queries, keys, values = (
-            _project(linear, x, delta, name).unflatten(-1, (-1, self.head_size))
+            _project(linear, x, delta, name).view(len(x), -1, self.head_size)
             for name, linear in (("q", self.q), ("k", self.k), ("v", self.v))
         )
         if self.q_norm is not None and self.k_norm is not None:
@@ -80,7 +80,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
         """(N, D) -> (N, D)."""
         x = x + self.attention(self.attention_norm(x), rotary, plan, delta)
-        return x + self.mlp(self.mlp_norm(x), delta)
+        y: Tensor = self.mlp(self.mlp_norm(x), delta)
+        return x + y
 
 
 class Transformer(nn.Module):
@@ -92,7 +93,9 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,7 +125,9 @@ class Transformer(nn.Module):
         x = inputs if inputs.is_floating_point() else self.embed_tokens(inputs)
         if x.shape[0] != layout.num_tokens:
             raise ValueError(f"{x.shape[0]} tokens were given for a layout of {layout.num_tokens}")
-        rotary = Rotary(self.config.rope, self.config.head_size, torch.from_numpy(layout.positions).to(self.device))
+        rotary = Rotary(
+            self.config.rope, self.config.head_size, torch.from_numpy(layout.positions).to(self.device)
+        )
         plan = AttentionPlan(layout, cache, self.device)
         deltas = None if adapter is None else adapter.deltas(layout)
         for index, layer in enumerate(self.layers):

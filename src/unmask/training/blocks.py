@@ -19,8 +19,8 @@ class BlockConfig:
     a probability t ~ U(0, 1), as in denoising (masked diffusion with the linear schedule).
     """
 
-    lengths: tuple[int, ...] = (4, 8, 16)
-    drafting_share: float = 0.7
+    lengths: tuple[int, ...]
+    drafting_share: float
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 2:
@@ -30,7 +30,12 @@ class BlockConfig:
 
 
 def cut(
-    document: Sequence[int], row: int, first: int, mask_token_id: int, config: BlockConfig, generator: np.random.Generator
+    document: Sequence[int],
+    row: int,
+    first: int,
+    mask_token_id: int,
+    config: BlockConfig,
+    generator: np.random.Generator,
 ) -> list[Canvas]:
     """Tile a document from about position `first` (at least 1) to its end with canvases on cache row `row`."""
     clean = torch.tensor(document)
@@ -50,7 +55,9 @@ def is_draft(canvas: Canvas, mask_token_id: int) -> bool:
     return bool((canvas.tokens == mask_token_id).all())
 
 
-def _open(length: int, config: BlockConfig, generator: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _open(
+    length: int, config: BlockConfig, generator: np.random.Generator
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     if generator.random() < config.drafting_share:
         return np.ones(length, dtype=np.bool_)
     chosen = generator.random(length) < generator.random()
@@ -59,9 +66,8 @@ def _open(length: int, config: BlockConfig, generator: np.random.Generator) -> n
 
 
 def draft_lengths(agrees: Tensor, canvas: Tensor) -> Tensor:
-    """Return how many leading predictions of each canvas agree: (M,) flags and (M,) canvas numbers -> one count each."""
-    counts = []
-    for number in canvas.unique(sorted=True):
-        flags = agrees[canvas == number].long()
-        counts.append(flags.cumprod(0).sum())
-    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64)
+    """Count the leading predictions of each canvas that agree: (M,) flags and (M,) canvas numbers -> (canvases,)."""
+    counts = [
+        int(agrees[canvas == number].long().cumprod(0).sum()) for number in sorted(set(canvas.tolist()))
+    ]
+    return torch.tensor(counts, dtype=torch.int64)

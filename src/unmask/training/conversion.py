@@ -4,17 +4,19 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
-from unmask.config import LINEAR_NAMES, AdapterConfig
+from unmask.config import AdapterConfig, LinearName
 from unmask.errors import TrainingError, UsageError
 from unmask.model.adapter import Adapter
+from unmask.model.catalogue import CARD_FILE
 from unmask.model.checkpoint import Checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig
@@ -62,7 +64,7 @@ class ConversionConfig(BaseModel):
     """Rank of the adapter."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The adapter's update is scaled by alpha / rank."""
-    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = LINEAR_NAMES
+    targets: tuple[LinearName, ...] = get_args(LinearName)
     """Linear maps that the adapter changes."""
     block_lengths: tuple[Annotated[int, Field(ge=2)], ...] = (4, 8, 16)
     """Canvas lengths, drawn at random, so that any of them can be chosen at inference."""
@@ -106,13 +108,17 @@ class ConversionConfig(BaseModel):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One line of metrics.jsonl: means over one training batch, or over the held-out documents."""
+    """One line of metrics.jsonl: means over one training batch, or over the held-out documents.
+
+    `overlap`: chance that a sampled draft is accepted. `tokens_per_cycle`: tokens that a greedy draft-verify cycle
+    with the greatest block length emits on this text. `seconds`: training time so far.
+    """
 
     split: Literal["train", "held_out"]
     step: int
     loss: float
-    overlap: float
-    tokens_per_cycle: float
+    overlap: float | None
+    tokens_per_cycle: float | None
     num_tokens: int
     learning_rate: float
     seconds: float
@@ -154,9 +160,14 @@ class Conversion:
     def run(self, observe: Callable[[ConversionEvent], None]) -> None:
         """Carry the run to its end; on KeyboardInterrupt save first, then let it pass."""
         documents = self._documents(observe)
-        held_out, training = documents[: self.config.held_out_documents], documents[self.config.held_out_documents :]
+        held_out, training = (
+            documents[: self.config.held_out_documents],
+            documents[self.config.held_out_documents :],
+        )
         if not training:
-            raise TrainingError(f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens")
+            raise TrainingError(
+                f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens"
+            )
         try:
             if self.step == 0:
                 self._measure(held_out, observe)
@@ -183,8 +194,29 @@ class Conversion:
             torch.save(state, partial)
             os.replace(partial, self.folder / STATE_FILE)
             self.adapter.save(self.folder, base=self.config.model, dtype=torch.bfloat16)
+            self._save_card()
         except (OSError, RuntimeError) as error:
-            raise TrainingError(f"cannot save to {self.folder}: {error}", "free some space and run it again") from error
+            raise TrainingError(
+                f"cannot save to {self.folder}: {error}", "free some space and run it again"
+            ) from error
+
+    def _save_card(self) -> None:
+        """Write the card by which the folder is loaded as a model: the base's, with the means to diffuse."""
+        base = self.checkpoint.card
+        card = replace(
+            base,
+            name=self.folder.name,
+            base=self.config.model,
+            mask_token_id=self.denoiser.mask_token_id,
+            block_length=base.block_length or max(self.config.block_lengths),
+            logit_shift=self.denoiser.logit_shift,
+            sources=(),
+            source=None,
+            adapter=None,
+        )
+        partial = self.folder / (CARD_FILE + ".partial")
+        partial.write_text(card.to_json(), encoding="utf-8")
+        partial.replace(self.folder / CARD_FILE)
 
     def _train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         began = time.perf_counter()
@@ -194,9 +226,11 @@ class Conversion:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = conversion_loss(self.denoiser, chosen, self.config.objective, generator)
-        batch.loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(batch.loss)
         if not torch.isfinite(batch.loss):
-            raise TrainingError(f"the loss is {batch.loss.item()} at step {self.step}", "lower the learning rate")
+            raise TrainingError(
+                f"the loss is {batch.loss.item()} at step {self.step}", "lower the learning rate"
+            )
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -208,7 +242,9 @@ class Conversion:
     def _measure(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         size = self.config.batch_documents
         batches = [
-            conversion_loss(self.denoiser, documents[i : i + size], self.config.objective, np.random.default_rng(i))
+            conversion_loss(
+                self.denoiser, documents[i : i + size], self.config.objective, np.random.default_rng(i)
+            )
             for i in range(0, len(documents), size)
         ]
         self._report("held_out", batches, 0.0, observe)
@@ -220,11 +256,16 @@ class Conversion:
         rate: float,
         observe: Callable[[ConversionEvent], None],
     ) -> None:
-        loss, overlap, per_cycle = (
-            float(np.mean([value(batch) for batch in batches]))
-            for value in (lambda b: b.loss.item(), lambda b: b.overlap, lambda b: b.tokens_per_cycle)
+        record = StepRecord(
+            split,
+            self.step,
+            loss=float(np.mean([batch.loss.item() for batch in batches])),
+            overlap=_mean([batch.overlap for batch in batches]),
+            tokens_per_cycle=_mean([batch.cycle_tokens for batch in batches]),
+            num_tokens=self.num_tokens,
+            learning_rate=rate,
+            seconds=round(self.seconds, 3),
         )
-        record = StepRecord(split, self.step, loss, overlap, per_cycle, self.num_tokens, rate, round(self.seconds, 3))
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(record)) + "\n")
         total = self.config.steps if self.config.steps is not None else 60 * (self.config.minutes or 0)
@@ -247,14 +288,20 @@ class Conversion:
             return write_batch(model, head, synthesis, stop_token=stop, seed=config.seed, batch=batch)
 
         written = DocumentFile(self.folder / DOCUMENTS_FILE, config.synthesis_rows).fill(
-            write, config.synthetic_tokens, lambda done, total: observe(ConversionEvent("writing", done, total))
+            write,
+            config.synthetic_tokens,
+            lambda done, total: observe(ConversionEvent("writing", done, total)),
         )
         read = sample_windows(
-            config.texts, self.checkpoint.tokenizer, num_tokens=config.text_tokens, length=config.length, seed=config.seed
+            config.texts,
+            self.checkpoint.tokenizer,
+            num_tokens=config.text_tokens,
+            length=config.length,
+            seed=config.seed,
         )
         shuffled = written + read
-        np.random.default_rng(config.seed).shuffle(shuffled)  # type: ignore[arg-type]
-        return shuffled
+        order = np.random.default_rng(config.seed).permutation(len(shuffled))
+        return [shuffled[index] for index in order]
 
     def _claim(self) -> None:
         """Take the folder for this config, or find that it is taken by this very config."""
@@ -269,7 +316,9 @@ class Conversion:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(resolved, indent=2) + "\n")
         except OSError as error:
-            raise TrainingError(f"cannot use {self.folder}: {error}", "name a folder that can be written") from error
+            raise TrainingError(
+                f"cannot use {self.folder}: {error}", "name a folder that can be written"
+            ) from error
 
     def _restore(self) -> None:
         path = self.folder / STATE_FILE
@@ -282,6 +331,12 @@ class Conversion:
         self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
         kept = [line for line in _lines(self.folder / METRICS_FILE) if json.loads(line)["step"] <= self.step]
         (self.folder / METRICS_FILE).write_text("".join(kept))
+
+
+def _mean(parts: Sequence[Tensor]) -> float | None:
+    """Return the mean of all values, or None (null in JSON) where a batch happened to have none."""
+    values = torch.cat(list(parts))
+    return float(values.mean()) if len(values) else None
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ import lzma
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -17,10 +18,10 @@ Document = list[int]
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Yield the documents of a .txt or .txt.xz file (split at lines of `<|doc|>`), or the "text" of each .jsonl line."""
+    """Yield the documents of a .txt or .txt.xz file (split at lines `<|doc|>`), or the "text" of each .jsonl line."""
+    opener: Callable[..., IO[str]] = lzma.open if path.suffix == ".xz" else open
     try:
-        opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-        with opened as lines:
+        with opener(path, "rt", encoding="utf-8") as lines:
             if path.suffix == ".jsonl":
                 yield from (json.loads(line)["text"] for line in lines if line.strip())
                 return
@@ -33,7 +34,9 @@ def read_texts(path: Path) -> Iterator[str]:
                     document.append(line)
             yield "".join(document)
     except (OSError, EOFError, ValueError, KeyError, TypeError, lzma.LZMAError) as error:
-        raise TrainingError(f"cannot read {path}: {error!r}", "give UTF-8 .txt, .txt.xz or .jsonl with a text field") from error
+        raise TrainingError(
+            f"cannot read {path}: {error!r}", "give UTF-8 .txt, .txt.xz or .jsonl with a text field"
+        ) from error
 
 
 def sample_windows(
@@ -51,7 +54,7 @@ def sample_windows(
         for index in generator.permutation(len(texts)):
             if budget <= 0:
                 break
-            # A window is cut from the text before it is tokenised: a token is shorter than 16 characters but for oddities.
+            # Only a window's worth of text is tokenised: tokens of 16 characters and more are rare.
             text, size = texts[index], 16 * length
             begin = int(generator.integers(max(1, len(text) - size // 4)))
             ids = tokenizer.encode(text[begin : begin + size])[1 if begin else 0 :][:length]

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
-from unmask.training.soft_targets import SoftLoss, SoftTargets, soft_cross_entropy
+from unmask.training.soft_targets import SoftTargets, soft_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -23,28 +23,30 @@ class ObjectiveConfig:
     `label_share` of their target.
     """
 
-    blocks: BlockConfig = BlockConfig()
-    draft_decay: float = 0.85
-    label_share: float = 0.5
+    blocks: BlockConfig
+    draft_decay: float
+    label_share: float
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Means over one batch; `loss` is differentiable.
+    """One batch: `loss` is its weighted mean, differentiable.
 
-    `overlap`: chance that a drafted token is accepted when sampled. `tokens_per_cycle`: tokens that a greedy
-    draft-verify cycle with the longest canvases of the batch would emit on this very text. `num_targets`: predictions.
+    `overlap`: for each drafted token the chance that it is accepted when sampled. `cycle_tokens`: for each draft of the
+    greatest length, the tokens that a greedy draft-verify cycle would emit on this very text.
     """
 
     loss: Tensor
-    overlap: float
-    tokens_per_cycle: float
+    overlap: Tensor
+    cycle_tokens: Tensor
     num_tokens: int
-    num_targets: int
 
 
 def conversion_loss(
-    denoiser: Denoiser, documents: Sequence[Sequence[int]], config: ObjectiveConfig, generator: np.random.Generator
+    denoiser: Denoiser,
+    documents: Sequence[Sequence[int]],
+    config: ObjectiveConfig,
+    generator: np.random.Generator,
 ) -> BatchLoss:
     """Return the frozen recipe's loss on a batch of documents, in nats per weighted target.
 
@@ -54,9 +56,13 @@ def conversion_loss(
     mask = denoiser.mask_token_id
     assert mask is not None
     cache = denoiser.new_cache(max(map(len, documents)), num_rows=len(documents))
-    clean = torch.tensor([token for document in documents for token in document], device=denoiser.transformer.device)
+    clean = torch.tensor(
+        [token for document in documents for token in document], device=denoiser.transformer.device
+    )
     with torch.no_grad():
-        layout = Layout([Segment(0, len(document), store=True, row=row) for row, document in enumerate(documents)])
+        layout = Layout(
+            [Segment(0, len(document), store=True, row=row) for row, document in enumerate(documents)]
+        )
         teacher = denoiser.transformer(clean, layout, cache)
     canvases = [
         canvas
@@ -65,10 +71,14 @@ def conversion_loss(
     ]
     states = denoiser.canvas_states(canvases, cache)
     which, place = states.canvas, states.position
-    is_open = torch.stack([canvases[c].tokens[p] == mask for c, p in zip(which.tolist(), place.tolist(), strict=True)])
+    is_open = torch.stack(
+        [canvases[c].tokens[p] == mask for c, p in zip(which.tolist(), place.tolist(), strict=True)]
+    )
     hidden, which, place = states.hidden[is_open], which[is_open], place[is_open]
     drafts = torch.tensor([is_draft(canvas, mask) for canvas in canvases])
-    packed = torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
+    packed = (
+        torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
+    )
     weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
     targets = SoftTargets(
         teacher=teacher[packed - 1],
@@ -77,20 +87,13 @@ def conversion_loss(
         weights=weights / weights.sum(),
     )
     result = soft_cross_entropy(hidden, targets, denoiser.transformer.head_weight)
+    lengths = torch.tensor([len(canvas.tokens) for canvas in canvases])
+    longest = (drafts & (lengths == max(config.blocks.lengths)))[which]
+    accepted = draft_lengths(result.agrees[longest], which[longest])
     return BatchLoss(
         result.loss,
-        float(result.overlap[drafts[which]].mean()),
-        _tokens_per_cycle(result, which, drafts, [len(canvas.tokens) for canvas in canvases], shift=denoiser.logit_shift),
-        len(clean),
-        len(packed),
+        overlap=result.overlap[drafts[which]],
+        # The verifier adds one token, and under a shift the first draft is its own.
+        cycle_tokens=accepted.float() + 1 + int(denoiser.logit_shift),
+        num_tokens=len(clean),
     )
-
-
-def _tokens_per_cycle(
-    result: SoftLoss, which: Tensor, drafts: Tensor, lengths: Sequence[int], *, shift: bool
-) -> float:
-    """Return the mean of accepted drafts and one bonus token over the longest drafts; their first is free under a shift."""
-    longest = torch.tensor(lengths) == max(lengths)
-    chosen = (drafts & longest)[which]
-    accepted = draft_lengths(result.agrees[chosen], which[chosen])
-    return float(accepted.float().mean()) + 1 + int(shift)

@@ -45,7 +45,9 @@ def soft_cross_entropy(student: Tensor, targets: SoftTargets, head: Tensor, *, c
 
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, targets: SoftTargets, head: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, student: Tensor, targets: SoftTargets, head: Tensor, chunk: int
+    ) -> tuple[Tensor, ...]:
         rows = len(student)
         gradient = torch.empty_like(student)
         losses, overlap = torch.empty(rows), torch.empty(rows)

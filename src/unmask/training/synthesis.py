@@ -30,7 +30,13 @@ class SynthesisConfig:
 
 @torch.inference_mode()
 def write_batch(
-    transformer: Transformer, head: Sequence[int], config: SynthesisConfig, *, stop_token: int | None, seed: int, batch: int
+    transformer: Transformer,
+    head: Sequence[int],
+    config: SynthesisConfig,
+    *,
+    stop_token: int | None,
+    seed: int,
+    batch: int,
 ) -> list[list[int]]:
     """Return documents of up to `config.length` token ids, each starting with `head` and ending at `stop_token`.
 
@@ -38,7 +44,9 @@ def write_batch(
     written again alone.
     """
     rows, model = config.batch_size, transformer
-    cache = KVCache(model.config, num_rows=rows, capacity=config.length, dtype=model.dtype, device=model.device)
+    cache = KVCache(
+        model.config, num_rows=rows, capacity=config.length, dtype=model.dtype, device=model.device
+    )
     kept = torch.tensor([config.temperatures[row % len(config.temperatures)] for row in range(rows)])
     generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + batch)
     tokens = torch.tensor(head, dtype=torch.int64, device=model.device).expand(rows, -1)
@@ -57,7 +65,9 @@ def _lockstep(rows: int, start: int, length: int) -> Layout:
     return Layout([Segment(start, length, store=True, row=row) for row in range(rows)])
 
 
-def _sample(logits: Tensor, temperatures: Tensor, config: SynthesisConfig, generator: torch.Generator) -> Tensor:
+def _sample(
+    logits: Tensor, temperatures: Tensor, config: SynthesisConfig, generator: torch.Generator
+) -> Tensor:
     """Draw one token a row from (R, V) logits, at the row's temperature within top-k and top-p: (R,)."""
     best, ids = logits.topk(min(config.top_k, logits.shape[-1]), dim=-1)
     laws = (best / temperatures.clamp(min=1e-4)[:, None]).softmax(-1)

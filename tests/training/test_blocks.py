@@ -1,0 +1,44 @@
+"""Canvases tile a document and open what they should."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
+
+MASK = 1000
+
+
+@given(st.integers(20, 90), st.integers(0, 2**31), st.floats(0, 1))
+def test_canvases_follow_one_another_and_only_hide_tokens(length: int, seed: int, share: float) -> None:
+    config = BlockConfig((4, 8), share)
+    document = list(range(length))
+    canvases = cut(document, 3, 1, MASK, config, np.random.default_rng(seed))
+    assert 1 <= canvases[0].start <= 8
+    for canvas in canvases:
+        assert canvas.row == 3
+        assert len(canvas.tokens) <= 8
+        hidden = canvas.tokens == MASK
+        assert hidden.any()
+        shown = torch.tensor(document[canvas.start : canvas.start + len(canvas.tokens)])
+        assert torch.equal(canvas.tokens[~hidden], shown[~hidden])
+        assert not share == 1 or is_draft(canvas, MASK)
+    for canvas, following in zip(canvases, canvases[1:], strict=False):
+        assert following.start == canvas.start + len(canvas.tokens)
+
+
+def test_phases_and_lengths_vary() -> None:
+    config = BlockConfig((4, 8, 16), 0.5)
+    generator = np.random.default_rng(0)
+    cuts = [cut(list(range(200)), 0, 1, MASK, config, generator) for _ in range(50)]
+    assert len({canvases[0].start for canvases in cuts}) > 10
+    assert {len(canvas.tokens) for canvases in cuts for canvas in canvases[:-1]} == {4, 8, 16}
+    drafts = [is_draft(canvas, MASK) for canvases in cuts for canvas in canvases]
+    assert 0.45 < np.mean(drafts) < 0.65
+
+
+def test_draft_lengths_count_the_run_before_the_first_error() -> None:
+    agrees = torch.tensor([True, True, False, True, False, True, True])
+    canvas = torch.tensor([0, 0, 0, 0, 2, 5, 5])
+    assert draft_lengths(agrees, canvas).tolist() == [2, 0, 2]

@@ -1,0 +1,161 @@
+"""A conversion learns, leaves the base as it was, and can be interrupted anywhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_checkpoint
+
+from unmask.decoding.language_model import LanguageModel, load
+from unmask.errors import TrainingError, UsageError
+from unmask.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unmask.training.conversion import METRICS_FILE, STATE_FILE, Conversion, ConversionConfig, ConversionEvent
+from unmask.training.documents import DocumentFile, read_texts, sample_windows
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    save_checkpoint(tiny_checkpoint(), tmp_path / "base")
+    return tmp_path / "base"
+
+
+def tiny_config(base: Path, **changes: object) -> ConversionConfig:
+    settings: dict[str, object] = {
+        "model": str(base),
+        "steps": 6,
+        "synthetic_tokens": 200,
+        "length": 48,
+        "batch_documents": 2,
+        "synthesis_rows": 4,
+        "rank": 2,
+        "block_lengths": (2, 4),
+        "held_out_documents": 2,
+        "save_every": 3,
+        "warmup_steps": 1,
+    }
+    return ConversionConfig.model_validate(settings | changes)
+
+
+def run(config: ConversionConfig, folder: Path, *, interrupt_at: int | None = None) -> Checkpoint:
+    checkpoint = load_checkpoint(config.model, adapter="none")
+
+    def observe(event: ConversionEvent) -> None:
+        if event.record is not None and event.record.split == "train" and event.record.step == interrupt_at:
+            raise KeyboardInterrupt
+
+    Conversion(config, folder, checkpoint).run(observe)
+    return checkpoint
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(base: Path, tmp_path: Path) -> None:
+    config = tiny_config(base)
+    run(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", interrupt_at=4)
+    run(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    for name in ("adapter_model.safetensors", "mask_embedding.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last(base: Path, tmp_path: Path) -> None:
+    config = tiny_config(base)
+    run(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def die(event: ConversionEvent) -> None:
+        if event.record is not None and event.record.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Conversion(config, tmp_path / "cut", load_checkpoint(config.model, adapter="none")).run(die)
+    assert torch.load(tmp_path / "cut" / STATE_FILE, weights_only=True)["step"] == 3
+    run(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_training_lowers_the_held_out_loss_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
+    before = load_checkpoint(str(base), adapter="none").transformer.state_dict()
+    after = run(tiny_config(base, steps=40, save_every=40, learning_rate=1e-2), tmp_path / "out").transformer
+    assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
+    held_out = [record["loss"] for record in records(tmp_path / "out") if record["split"] == "held_out"]
+    assert held_out[-1] < held_out[0]
+
+
+def test_the_folder_is_a_model_whose_speculation_is_lossless(base: Path, tmp_path: Path) -> None:
+    run(tiny_config(base), tmp_path / "out")
+    model: LanguageModel = load(str(tmp_path / "out"))
+    ar = model.generate("hello", max_tokens=20)
+    assert ar.token_ids == load(str(base)).generate("hello", max_tokens=20).token_ids
+    for block_length in (2, 4, 7):
+        fast = model.generate("hello", mode="speculative", max_tokens=20, block_length=block_length)
+        assert fast.token_ids == ar.token_ids
+    assert model.generate("hello", mode="diffusion", max_tokens=20).num_tokens <= 20
+
+
+def test_a_folder_belongs_to_its_config(base: Path, tmp_path: Path) -> None:
+    run(tiny_config(base), tmp_path / "out")
+    with pytest.raises(UsageError, match="rank=2, not 3"):
+        run(tiny_config(base, rank=3), tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"):
+        run(tiny_config(base), tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"minutes": 1}, "either steps or minutes"),
+        ({"steps": None}, "either steps or minutes"),
+        ({"synthetic_tokens": 0}, "nothing to train on"),
+        ({"drafting_share": 2}, "less than or equal to 1"),
+        ({"targets": ("q", "r")}, "targets"),
+        ({"learning_rat": 1}, "learning_rat"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(base: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        tiny_config(base, **changes)
+
+
+def test_texts_are_read_in_every_format_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n<|doc|>\ntwo\nlines\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "three"}\n{"text": "four"}\n')
+    assert list(read_texts(tmp_path / "a.txt")) == ["one\n", "two\nlines\n"]
+    assert list(read_texts(tmp_path / "b.jsonl")) == ["three", "four"]
+    (tmp_path / "c.jsonl").write_text('{"txt": "three"}\n')
+    (tmp_path / "d.txt.xz").write_bytes(b"not xz")
+    for name in ("c.jsonl", "d.txt.xz", "missing.txt"):
+        with pytest.raises(TrainingError, match=name):
+            list(read_texts(tmp_path / name))
+
+
+def test_windows_keep_to_the_budget_and_repeat_with_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n<|doc|>\n".join("some words of text " * 40 for _ in range(30)))
+    tokenizer = tiny_checkpoint().tokenizer
+    draws = [
+        sample_windows([tmp_path / "a.txt"], tokenizer, num_tokens=400, length=64, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert all(32 <= len(window) <= 64 for window in draws[0])
+    assert 400 <= sum(map(len, draws[0])) < 400 + 64
+
+
+def test_a_half_written_batch_of_documents_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    path.write_text("[1, 2]\n[3]\n[4]\n[5, ")
+    kept = DocumentFile(path, batch_size=2)
+    assert kept.documents == [[1, 2], [3]]
+    kept.fill(lambda batch: [[batch], [batch]], 5, lambda done, total: None)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [[1, 2], [3], [1], [1]]
