@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import tokenizers
 import torch
+from hypothesis import settings
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from unmask.model.cache import KVCache
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.model.transformer import Transformer
 from unmask.tokenizer import Tokenizer
+
+settings.register_profile("unmask", deadline=None)  # a busy machine is not a failure
+settings.load_profile("unmask")
 
 SYMBOLS = ["<eos>", "<bos>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ã", "©", "Ċ"]
 """The vocabulary: two special tokens, letters, a space, the two bytes of an é, a line feed."""
@@ -32,9 +36,14 @@ def tokenizer() -> Tokenizer:
 
 @dataclass(frozen=True)
 class CountingDenoiser(Denoiser):
-    """A denoiser that keeps a record of its calls."""
+    """A denoiser that keeps a record of its calls, and its caches."""
 
     calls: list[str] = field(default_factory=list)
+    caches: list[KVCache] = field(default_factory=list)
+
+    def new_cache(self, capacity: int, *, num_rows: int = 1) -> KVCache:
+        self.caches.append(super().new_cache(capacity, num_rows=num_rows))
+        return self.caches[-1]
 
     def causal(
         self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1

@@ -60,7 +60,7 @@ def test_max_tokens_is_exact_and_calls_are_counted(
     seed=st.integers(0, 2**64),
     length=st.integers(1, 20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bookkeeping(
     make_denoiser: MakeDenoiser,
     tokenizer: Tokenizer,
@@ -181,6 +181,22 @@ def test_long_prompts_are_prefilled_in_chunks(
     whole = denoiser.new_cache(len(prompt))
     logits = denoiser.causal(torch.tensor(prompt), 0, whole)
     assert done.token_ids[0] == int(logits.argmax())
+
+
+@per_mode
+@pytest.mark.parametrize("logit_shift", [True, False])
+def test_the_cache_is_the_causal_streams(
+    make_denoiser: MakeDenoiser, tokenizer: Tokenizer, mode: Mode, logit_shift: bool
+) -> None:
+    """Whatever canvases and rejected drafts went over it, it holds what one causal forward stores."""
+    denoiser = make_denoiser(num_allowed=3, logit_shift=logit_shift)
+    done = generate(denoiser, tokenizer, PROMPT, options_of(mode, max_tokens=11))
+    tokens = torch.tensor([*PROMPT, *done.token_ids[:-1]])  # the last token is never run
+    causal = denoiser.new_cache(len(tokens))
+    denoiser.causal(tokens, 0, causal)
+    used = denoiser.caches[0]  # type: ignore[attr-defined]
+    for ours, wanted in ((used.keys, causal.keys), (used.values, causal.values)):
+        torch.testing.assert_close(ours[:, :, :, : len(tokens)], wanted, atol=1e-5, rtol=1e-5)
 
 
 @per_mode
