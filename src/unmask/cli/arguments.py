@@ -22,7 +22,9 @@ OptionalModel = Annotated[
 AdapterOption = Annotated[
     str | None,
     typer.Option(
-        help="Adapter folder instead of the model's own, or 'none' to go without.", metavar="FOLDER"
+        help="Adapter folder instead of the model's own; 'none' to go without one, 'untrained' for what training "
+        "starts from.",
+        metavar="FOLDER",
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")]

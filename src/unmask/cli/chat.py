@@ -112,7 +112,7 @@ def chat(
         except UsageError as error:  # say a conversation beyond the context
             if json:
                 raise
-            write_text(sys.stderr, f"error: {Failure.of(error).line}\n")
+            write_text(sys.stderr, Failure.of(error).line + "\n")
             continue
         conversation = [*asked, {"role": "assistant", "content": generation.text}]
 

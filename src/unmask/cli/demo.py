@@ -103,7 +103,7 @@ def _runs(model: "LanguageModel", prompt: str, modes: "list[Options]") -> list[R
 def _table(runs: list[Run]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("mode")
-    for heading in ("tokens", "forwards", "of these decode", "tokens/forward", "tokens/s", "same as ar"):
+    for heading in ("tokens", "forwards", "decode forwards", "TPF", "tokens/s", "same as ar"):
         table.add_column(heading, justify="right")
     for run in runs:
         one = run.generation

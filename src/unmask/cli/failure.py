@@ -38,9 +38,10 @@ class Failure:
 
     @property
     def line(self) -> str:
-        """The whole of it in one line."""
+        """The whole of it in one line, for standard error."""
+        label = "" if self.exit_status == INTERRUPTED else "error: "
         remedy = "" if self.remedy is None else f" ({self.remedy})"
-        return " ".join(f"{self.message}{remedy}".split())
+        return " ".join(f"{label}{self.message}{remedy}".split())
 
     def to_json(self) -> dict[str, object]:
         """Return the object that ``--json`` prints."""

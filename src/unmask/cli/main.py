@@ -13,6 +13,7 @@ import typer
 
 from unmask import __version__
 from unmask.cli.chat import chat
+from unmask.cli.convert import convert
 from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
 from unmask.cli.failure import Failure
@@ -20,7 +21,7 @@ from unmask.cli.generate import generate
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
 
-COMMANDS = (generate, chat, demo, models, doctor)
+COMMANDS = (generate, chat, demo, convert, models, doctor)
 """In the order of the help page; a command is called like its function."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure = Failure.of(error)
     if "--json" in flags:
         print_json(failure.to_json())
-    write_text(sys.stderr, f"error: {failure.line}\n")
+    write_text(sys.stderr, failure.line + "\n")
     return failure.exit_status
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from unmask.cli.output import progress_line
 from unmask.errors import FailureError, UsageError
@@ -10,6 +10,7 @@ from unmask.runtime import thread_count, tune_allocator
 
 if TYPE_CHECKING:
     from unmask.decoding.language_model import LanguageModel
+    from unmask.model.checkpoint import Precision
 
 
 def prepare_process() -> None:
@@ -25,31 +26,18 @@ def open_model(
     source: str, *, adapter: str | None, dtype: str, device: str, offline: bool
 ) -> "LanguageModel":
     """Load a model, showing what takes time."""
-    if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"unknown dtype {dtype!r}", "choose from float32, bfloat16")
     with progress_line() as progress:
         prepare_process()
-        _check_device(device)
         from unmask.decoding.language_model import load
 
         return load(
             source,
             adapter=adapter,
-            dtype="float32" if dtype == "float32" else "bfloat16",
+            dtype=cast("Precision", dtype),  # which load checks
             device=device,
             offline=offline,
             progress=progress,
         )
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without that kind of device
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}", "see `unmask doctor`") from error
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
