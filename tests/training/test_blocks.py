@@ -1,5 +1,7 @@
 """Canvases tile a document and open what they should."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -23,8 +25,8 @@ def test_canvases_follow_one_another_and_only_hide_tokens(length: int, seed: int
         assert hidden.any()
         shown = torch.tensor(document[canvas.start : canvas.start + len(canvas.tokens)])
         assert torch.equal(canvas.tokens[~hidden], shown[~hidden])
-        assert not share == 1 or is_draft(canvas, MASK)
-    for canvas, following in zip(canvases, canvases[1:], strict=False):
+        assert share != 1 or is_draft(canvas, MASK)
+    for canvas, following in pairwise(canvases):
         assert following.start == canvas.start + len(canvas.tokens)
 
 
