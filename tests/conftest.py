@@ -1,24 +1,13 @@
 """What the tests of the command line share: a tiny model in a folder, and a way to run commands in process."""
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
+from command_line import Command, Result
 
 
 @pytest.fixture
@@ -40,7 +29,6 @@ def unmask_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers with a token per byte, a chat template and an adapter, in the hub's layout."""
     from tiny_models import CONFIG, tiny_checkpoint
-
     from unmask.config import AdapterConfig
     from unmask.model.adapter import Adapter
     from unmask.model.checkpoint import save_checkpoint

@@ -24,7 +24,7 @@ from unmask.cli.arguments import (
 )
 from unmask.cli.output import print_json, print_line, progress_line
 from unmask.cli.request import decoding_options
-from unmask.cli.session import open_model
+from unmask.cli.session import open_model, read_prompt
 from unmask.cli.view import play, tokens_per_second
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class Run:
 def demo(
     model: OptionalModel = DEFAULT_MODEL,
     *,
-    prompt: Annotated[str, typer.Option(help="What to answer.", metavar="TEXT")] = PROMPT,
+    prompt: Annotated[
+        str, typer.Option(help="What to answer, '-' for standard input.", metavar="TEXT")
+    ] = PROMPT,
     max_tokens: MaxTokensOption = 128,
     block_length: BlockLengthOption = None,
     rule: RuleOption = None,
@@ -73,6 +75,7 @@ def demo(
             max_tokens=max_tokens,
         )
 
+    prompt = read_prompt(prompt, None)
     modes = [options(mode) for mode in ("ar", "diffusion", "speculative")]
     language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     runs = _runs(language_model, prompt, modes)

@@ -6,7 +6,9 @@ import typer
 
 from unmask.errors import UnmaskError
 
-INTERRUPTED = 130
+INTERRUPTED_STATUS = 130
+
+_INTERRUPTED, _INTERNAL = "Interrupted", "InternalError"
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,17 @@ class Failure:
                 message = error.format_message().rstrip(".")
                 return cls("UsageError", message, "see --help", error.exit_code)
             case KeyboardInterrupt():
-                return cls("Interrupted", "stopped by Ctrl-C", None, INTERRUPTED)
+                return cls(_INTERRUPTED, "stopped by Ctrl-C", None, INTERRUPTED_STATUS)
             case OSError() if error.strerror is not None:
                 place = "" if error.filename is None else f"{error.filename}: "
                 return cls(type(error).__name__, f"{place}{error.strerror}", None, 1)
             case _:
-                message = f"internal error: {type(error).__name__}: {error}"
-                return cls("InternalError", message, "run again with --debug", 1)
+                return cls(_INTERNAL, f"{type(error).__name__}: {error}", "run again with --debug", 1)
 
     @property
     def line(self) -> str:
         """The whole of it in one line, for standard error."""
-        label = "" if self.exit_status == INTERRUPTED else "error: "
+        label = {_INTERRUPTED: "", _INTERNAL: "internal error: "}.get(self.kind, "error: ")
         remedy = "" if self.remedy is None else f" ({self.remedy})"
         return " ".join(f"{label}{self.message}{remedy}".split())
 
