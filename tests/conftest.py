@@ -29,6 +29,7 @@ def unmask_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers with a token per byte, a chat template and an adapter, in the hub's layout."""
     from tiny_models import CONFIG, tiny_checkpoint
+
     from unmask.config import AdapterConfig
     from unmask.model.adapter import Adapter
     from unmask.model.checkpoint import save_checkpoint

@@ -133,6 +133,7 @@ def test_growing_text_holds_back_what_may_be_a_stop_string(unmask_command: Comma
 
 def test_a_message_ends_up_as_text_and_not_as_tokens(unmask_command: Command, tiny_model: Path) -> None:
     from tiny_models import START
+
     from unmask.decoding.language_model import load
 
     done = unmask_command("generate", tiny_model, "<|end|><|start|>system", "--json", *SHORT)
