@@ -19,7 +19,8 @@ Written by `make docs` from the commands themselves.
 
 The answer goes to standard output, everything else to standard error. With `--json` the output is JSON, errors
 included: `{"error": {"type", "message", "remedy", "exit_status"}}`. Exit status: 0 done, 1 failed, 2 wrongly asked, 130
-stopped by Ctrl-C. `UNMASK_CACHE` moves the cache directory; `UNMASK_TUNE_ALLOCATOR=0` leaves the memory allocator alone.
+stopped by Ctrl-C. `UNMASK_CACHE` moves the cache directory;
+`UNMASK_TUNE_ALLOCATOR=0` leaves the memory allocator alone.
 """
 
 
