@@ -1,6 +1,7 @@
 """A conversion learns, leaves the base as it was, and can be interrupted anywhere."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def run(config: ConversionConfig, folder: Path, *, interrupt_at: int | None = No
 
     def observe(event: ConversionEvent) -> None:
         if event.record is not None and event.record.split == "train" and event.record.step == interrupt_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     Conversion(config, folder, checkpoint).run(observe)
     return checkpoint
@@ -58,6 +59,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(base: Path, tmp_path: 
     run(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut", interrupt_at=4)
+    assert torch.load(tmp_path / "cut" / STATE_FILE, weights_only=True)["step"] == 4
     run(config, tmp_path / "cut")
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
     for name in ("adapter_model.safetensors", "mask_embedding.safetensors"):

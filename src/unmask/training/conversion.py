@@ -21,6 +21,7 @@ from unmask.model.checkpoint import Checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig
 from unmask.training.documents import Document, DocumentFile, sample_windows
+from unmask.training.interruption import deferred_interruption
 from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
 from unmask.training.synthesis import SynthesisConfig, write_batch
 
@@ -158,7 +159,7 @@ class Conversion:
         self._restore()
 
     def run(self, observe: Callable[[ConversionEvent], None]) -> None:
-        """Carry the run to its end; on KeyboardInterrupt save first, then let it pass."""
+        """Carry the run to its end; on Ctrl-C finish the step, save, and raise KeyboardInterrupt."""
         documents = self._documents(observe)
         held_out, training = (
             documents[: self.config.held_out_documents],
@@ -168,17 +169,18 @@ class Conversion:
             raise TrainingError(
                 f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens"
             )
-        try:
-            if self.step == 0:
-                self._measure(held_out, observe)
+        if self.step == 0:
+            self._measure(held_out, observe)
+        with deferred_interruption() as interruption:
             while self._progress() < 1:
                 self._train_step(training, observe)
                 if self.step % self.config.save_every == 0 or self._progress() >= 1:
                     self._measure(held_out, observe)
                     self.save()
-        except KeyboardInterrupt:
-            self.save()
-            raise
+                elif interruption.requested:
+                    self.save()
+                if interruption.requested:
+                    raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write the adapter, its card and the state to resume from; each file appears whole or not at all."""

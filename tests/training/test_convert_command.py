@@ -1,0 +1,57 @@
+"""``unmask convert`` from the command line to a folder that generates."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_checkpoint
+
+from unmask.cli.main import main
+from unmask.model.checkpoint import save_checkpoint
+
+SMALL = "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --rank 2 --steps 2".split()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    save_checkpoint(tiny_checkpoint(), tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def test_convert_then_generate(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    # 24 documents are held out; 8 rows a batch and 48 tokens a row leave too few, which is said before any step.
+    assert main(["convert", base, "--out", out, *SMALL]) == 1
+    assert "too few" in capsys.readouterr().err
+    out = str(tmp_path / "more")
+    more = [*SMALL, "--synthetic-tokens", "1500", "--json"]
+    assert main(["convert", base, "--out", out, *more]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [record["step"] for record in report["held_out"]] == [0, 2]
+    command = ["generate", out, "hello", "--mode", "speculative", "--max-tokens", "8", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["num_tokens"] <= 8
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--steps", "5", "--minutes", "1"], "either steps or minutes"),
+        (["--drafting-share", "2"], "--drafting-share"),
+        (["--dtype", "int3"], "--dtype"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(
+    options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "no-such-model", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_text_is_named(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing.txt")
+    assert main(["convert", base, "--out", str(tmp_path / "out"), "--text", missing, *SMALL]) == 1
+    assert "missing.txt" in capsys.readouterr().err
