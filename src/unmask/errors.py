@@ -1,14 +1,14 @@
 """The errors unmask raises, as a tree; every branch can be caught by its parent.
 
-    UnmaskError
-    ├── UsageError            the caller asked for something that cannot be (exit status 2)
-    └── FailureError          the request was fine, the world was not (exit status 1)
-        ├── CheckpointError   a model, tokenizer or adapter file is missing or broken
-        │   ├── ChecksumError     its bytes are not the ones that were promised
-        │   └── DownloadError     it could not be fetched
-        │       └── OfflineError      ... because no network may be or can be used
-        ├── CacheError        the cache directory cannot be written
-        └── TrainingError     a training run cannot start, go on or be resumed
+UnmaskError
+├── UsageError            the caller asked for something that cannot be (exit status 2)
+└── FailureError          the request was fine, the world was not (exit status 1)
+    ├── CheckpointError   a model, tokenizer or adapter file is missing or broken
+    │   ├── ChecksumError     its bytes are not the ones that were promised
+    │   └── DownloadError     it could not be fetched
+    │       └── OfflineError      ... because no network may be or can be used
+    ├── CacheError        the cache directory cannot be written
+    └── TrainingError     a training run cannot start, go on or be resumed
 """
 
 
