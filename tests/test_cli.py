@@ -12,6 +12,7 @@ from command_line import Command
 from unmask import __version__
 from unmask.cli import arguments
 from unmask.cli.main import COMMANDS, app
+from unmask.cli.output import harmless
 
 FIELDS = {
     "text",
@@ -129,6 +130,10 @@ def test_growing_text_holds_back_what_may_be_a_stop_string(unmask_command: Comma
     text = json.loads(unmask_command(*words, "--json").out)["text"]
     stop = text[5:8]
     assert unmask_command(*words, "--stop", stop).out == text[: text.index(stop)] + "\n"
+
+
+def test_a_model_cannot_steer_the_terminal() -> None:
+    assert harmless("a\x1b[2J\r\x9b\x07 é\n\t🙂") == "a�[2J��� é\n\t🙂"
 
 
 def test_a_message_ends_up_as_text_and_not_as_tokens(unmask_command: Command, tiny_model: Path) -> None:

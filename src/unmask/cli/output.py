@@ -9,6 +9,10 @@ from typing import TextIO
 from rich.console import Console
 from rich.markup import escape
 
+_CONTROL = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
+
 
 def print_json(value: object) -> None:
     """Print one JSON document, non-ASCII text as it is."""
@@ -22,7 +26,8 @@ def print_line(line: str) -> None:
 
 def print_note(message: str) -> None:
     """Print a remark on standard error, dim on a terminal."""
-    Console(stderr=True, highlight=False).print(message, style="dim", markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False)
+    console.print(message, style="dim", markup=False, soft_wrap=not console.is_terminal)
 
 
 def write_text(stream: TextIO, text: str) -> None:
@@ -30,6 +35,11 @@ def write_text(stream: TextIO, text: str) -> None:
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def harmless(text: str) -> str:
+    """Return text without the control characters by which a model could steer the terminal."""
+    return text.translate(_CONTROL)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from unmask.cli.output import print_line, print_note, write_text
+from unmask.cli.output import harmless, print_line, print_note, write_text
 
 if TYPE_CHECKING:
     from unmask.decoding.generate import Event, Generation, Snapshot
@@ -60,7 +60,8 @@ class GrowingText:
         write_text(sys.stdout, "\n")
 
     def _print_until(self, end: int) -> None:
-        write_text(sys.stdout, self._decided[self._num_shown : end])
+        piece = self._decided[self._num_shown : end]
+        write_text(sys.stdout, harmless(piece) if sys.stdout.isatty() else piece)
         self._num_shown = max(self._num_shown, end)
 
     def _safe_end(self) -> int:
@@ -90,14 +91,16 @@ class FillingCanvas:
 
     def show(self, snapshot: "Snapshot") -> None:
         """Draw a snapshot."""
-        self._text = self.picture(snapshot)
+        picture = self.picture(snapshot)
+        if snapshot.phase != "draft":
+            self._text = picture
         caption = f"forward {snapshot.num_forwards} ({snapshot.phase}), {len(snapshot.token_ids)} tokens"
         if self._console.is_terminal:
             width, height = self._console.size
-            lines = self._text.wrap(self._console, width)[-max(1, height - 3) :]
+            lines = picture.wrap(self._console, width)[-max(1, height - 3) :]
             self._live.update(Group(*lines, Text(caption, style="dim")), refresh=True)
         else:
-            shown = self._text.plain.replace("\n", " ")[-_TAIL_CHARACTERS:]
+            shown = picture.plain.replace("\n", " ")[-_TAIL_CHARACTERS:]
             print_line(f"{snapshot.num_forwards:4} {snapshot.phase:8} {shown}")
 
     def picture(self, snapshot: "Snapshot") -> Text:
@@ -111,19 +114,19 @@ class FillingCanvas:
                 text.append(OPEN * 2, style="dim")
                 continue
             is_proposal = snapshot.phase == "draft" and place >= len(snapshot.token_ids)
-            text.append(stream.push(token), style="dim italic" if is_proposal else colour(step))
+            text.append(harmless(stream.push(token)), style="dim italic" if is_proposal else colour(step))
         return text
 
     def finish(self, generation: "Generation") -> None:
-        """Leave the whole text on the screen, in colour; where it is no terminal, as it is."""
-        if not self._console.is_terminal:
-            self._text = Text(generation.text)
+        """Leave the text on the screen, in colour unless a control character in it was not shown."""
+        text = generation.text
+        self._text = self._text[: len(text)] if self._text.plain.startswith(text) else Text(text)
         self.close()
 
     def close(self) -> None:
         """Take the moving picture away and leave what was decided."""
         self._live.stop()
-        self._console.print(self._text, soft_wrap=True)
+        self._console.print(self._text, soft_wrap=not self._console.is_terminal)
 
 
 def open_view(model: "LanguageModel", options: "Options", *, watch: bool) -> "GrowingText | FillingCanvas":
