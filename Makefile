@@ -40,14 +40,15 @@ docs: $(VENV)/installed-test
 
 # Stamps, for the package alone and with each extra of pyproject.toml: a second run installs nothing, a changed
 # manifest installs again. The constraints go through the environment because they must bind the build's own tools too.
-INSTALL = PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = echo "installing into $(VENV), a few minutes the first time" && \
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 $(VENV)/installed: $(VENV)/created $(MANIFEST)
-	$(INSTALL) -e .
+	@$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/installed-%: $(VENV)/created $(MANIFEST)
-	$(INSTALL) -e '.[$*]'
+	@$(INSTALL) -e '.[$*]'
 	@touch $@
 
 $(VENV)/created:
