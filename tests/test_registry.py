@@ -1,6 +1,7 @@
 """A registry finds what the package and what other packages offer, and says what is near when it finds nothing."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,19 @@ def test_other_packages_things_are_imported_when_asked_for(shapes: Registry[str]
 def test_another_packages_fault_is_its_own(shapes: Registry[str]) -> None:
     with pytest.raises(FailureError, match="'broken' of round-things cannot be imported"):
         shapes.get("broken")
+
+
+@dataclass(frozen=True)
+class Box:
+    width: int
+    height: float = 2.0
+
+
+def test_parse_builds_what_the_text_means() -> None:
+    boxes = Registry("box", group=GROUP, items={"box": Box})
+    assert boxes.parse("box:3") == Box(3)
+    assert boxes.parse("box:3,0.5") == Box(3, 0.5)
+    with pytest.raises(UsageError, match="box 'box': width must be given"):
+        boxes.parse("box")
+    with pytest.raises(UsageError, match="width='3.5' is not a whole number"):
+        boxes.parse("box:3.5")

@@ -1,6 +1,7 @@
 """Things found by name: those of this package, and those that other packages offer as entry points."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 from unmask.errors import FailureError, UsageError
 
 T = TypeVar("T")
+Named = TypeVar("Named")
 
 
 class Registry(Generic[T]):
@@ -44,6 +46,38 @@ class Registry(Generic[T]):
                 raise unknown_name(self.kind, name, self.names())
             self._items[name] = self._load(self._offered[name])
         return self._items[name]
+
+    def parse(self: "Registry[type[Named]]", text: str) -> Named:
+        """Build what a text such as ``threshold:0.9`` or ``random`` means; commas part numbers.
+
+        The registered classes are dataclasses of numbers, taken in the order of their fields. Raises UsageError for an
+        unknown name, and for numbers that are malformed, missing, too many or out of range.
+        """
+        name, colon, rest = text.partition(":")
+        kind = self.get(name)
+        parameters = fields(kind)  # type: ignore[arg-type]
+        numbers = rest.split(",") if colon else []
+        if len(numbers) > len(parameters):
+            raise UsageError(
+                f"{self.kind} {text!r}: {name!r} takes at most {len(parameters)} number(s), {len(numbers)} were given"
+            )
+        values: list[int | float] = []
+        for parameter, number in zip(parameters, numbers, strict=False):
+            wanted = int if parameter.type is int else float
+            try:
+                values.append(wanted(number))
+            except ValueError:
+                meant = "a whole number" if wanted is int else "a number"
+                raise UsageError(
+                    f"{self.kind} {text!r}: {parameter.name}={number!r} is not {meant}",
+                    None if parameter.default is MISSING else f"the default is {name}:{parameter.default}",
+                ) from None
+        missing = [parameter.name for parameter in parameters[len(values) :] if parameter.default is MISSING]
+        if missing:
+            raise UsageError(
+                f"{self.kind} {text!r}: {', '.join(missing)} must be given", f"write {name}:NUMBER"
+            )
+        return kind(*values)
 
     @cached_property
     def _offered(self) -> dict[str, EntryPoint]:

@@ -22,7 +22,6 @@ from unmask.decoding.rules import (
     View,
     choose,
     leading,
-    parse_rule,
 )
 from unmask.errors import UsageError
 from unmask.testing import check_rule
@@ -180,7 +179,7 @@ def test_leading(priority: list[float], count: int, data: st.DataObject) -> None
     ],
 )
 def test_parse(text: str, rule: Rule) -> None:
-    assert parse_rule(text) == rule
+    assert RULES.parse(text) == rule
 
 
 @pytest.mark.parametrize(
@@ -199,14 +198,14 @@ def test_parse(text: str, rule: Rule) -> None:
 )
 def test_parse_refuses(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        parse_rule(text)
+        RULES.parse(text)
 
 
 def test_every_registered_rule_has_defaults() -> None:
     names = RULES.names()
     assert {"threshold", "top-k", "entropy-bound", "margin", "random", "left-to-right"} <= set(names)
     for name in names:
-        assert isinstance(parse_rule(name), Rule)
+        assert isinstance(RULES.parse(name), Rule)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def decoding_options(
 ) -> "Options":
     """Return checked options; UsageError names what is unknown or does not go with the mode."""
     from unmask.decoding.options import MODES, Options
-    from unmask.decoding.rules import parse_rule
+    from unmask.decoding.rules import RULES
     from unmask.registry import unknown_name
 
     known = next((name for name in MODES if name == mode), None)
@@ -37,7 +37,7 @@ def decoding_options(
     stop_token_ids = () if ignore_stop_tokens else tuple(stop_token) if stop_token else None
     return Options(
         mode=known,
-        rule=None if rule is None else parse_rule(rule),
+        rule=None if rule is None else RULES.parse(rule),
         block_length=block_length,
         num_steps=num_steps,
         max_tokens=max_tokens,

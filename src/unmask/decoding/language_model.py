@@ -6,7 +6,7 @@ from typing import Literal
 
 from unmask.decoding.generate import Event, Generation, stream
 from unmask.decoding.options import Mode, Options
-from unmask.decoding.rules import Rule, parse_rule
+from unmask.decoding.rules import RULES, Rule
 from unmask.errors import UsageError
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
 from unmask.model.denoiser import Denoiser
@@ -57,7 +57,7 @@ class LanguageModel:
             mode=mode,
             max_tokens=max_tokens,
             block_length=block_length,
-            rule=parse_rule(rule) if isinstance(rule, str) else rule,
+            rule=RULES.parse(rule) if isinstance(rule, str) else rule,
             num_steps=num_steps,
             temperature=temperature,
             top_p=top_p,

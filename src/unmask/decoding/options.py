@@ -61,7 +61,7 @@ class Options:
         self._check(
             self.rule is None or isinstance(self.rule, Rule),
             "rule",
-            "must be a Rule; parse_rule reads a text",
+            "must be a Rule; RULES.parse reads a text",
         )
         self._check(
             _is_number(self.temperature) and self.temperature >= 0,

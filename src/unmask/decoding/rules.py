@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -59,7 +59,7 @@ class Rule(ABC):
 
 
 RULES: Registry[type[Rule]] = Registry("rule", group="unmask.rules")
-"""Rule classes by the name that `parse_rule` knows them by; each is a dataclass of numbers with defaults."""
+"""Rule classes by the name that `RULES.parse` knows them by; each is a dataclass of numbers with defaults."""
 
 
 def choose(rule: Rule, view: View) -> Tensor:
@@ -201,33 +201,6 @@ class LeftToRight(Rule):
 
     def select(self, view: View) -> Tensor:
         return leading(self.priority(view), view.open, _counts(view, self.k))
-
-
-def parse_rule(text: str) -> Rule:
-    """Return the rule that a text such as ``threshold:0.9`` or ``random`` means; commas part numbers.
-
-    Raises UsageError for an unknown name, and for numbers that are malformed, too many or out of range.
-    """
-    name, colon, numbers = text.partition(":")
-    rule = RULES.get(name)
-    parameters = fields(rule)  # type: ignore[arg-type]
-    given = numbers.split(",") if colon else []
-    if len(given) > len(parameters):
-        raise UsageError(
-            f"rule {text!r}: {name!r} takes at most {len(parameters)} number(s), {len(given)} were given"
-        )
-    values: list[int | float] = []
-    for parameter, number in zip(parameters, given, strict=False):
-        kind = int if parameter.type is int else float
-        try:
-            values.append(kind(number))
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise UsageError(
-                f"rule {text!r}: {parameter.name}={number!r} is not {wanted}",
-                f"the default is {name}:{parameter.default}",
-            ) from None
-    return rule(*values)
 
 
 def _counts(view: View, k: int) -> Tensor:
