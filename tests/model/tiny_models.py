@@ -124,7 +124,6 @@ def write_gguf(
     writer.add_token_list([*ALPHABET, "<|start|>", "<|end|>", "th", "the", *padding])
     writer.add_token_types([1] * len(ALPHABET) + [3, 3, 1, 1] + [4] * len(padding))
     writer.add_token_merges(["t h", "th e"])
-    writer.add_token_merges(["t h", "th e"][:0] or ["Ġ Ġ"][:0])
     writer.add_bos_token_id(START)
     writer.add_eos_token_id(END)
     writer.add_chat_template(TEMPLATE)

@@ -78,6 +78,9 @@ class ModelCard:
     `sources` are alternatives, tried in order; `source` is the one that was loaded. `mask_token_id` is None for a model
     that only decodes autoregressively, `adapter` names a shipped adapter or a folder. `chat_template` replaces the
     checkpoint's own. `base` is what an adapter belongs to, as one would pass it to `load_checkpoint`.
+    `attention` is "full" for a model whose every forward sees the whole sequence both ways; `predicts_next` says
+    whether the causal stream predicts next tokens, which the modes ar and speculative need. `process` and `schedule`
+    name the noise it was trained on, `prediction` what it says of a token (see `unmask.diffusion.process`).
     """
 
     name: str
@@ -90,6 +93,11 @@ class ModelCard:
     mask_token_id: int | None = None
     block_length: int = 8
     logit_shift: bool = True
+    attention: Literal["causal", "full"] = "causal"
+    predicts_next: bool = True
+    process: str = "masked"
+    schedule: str = "linear"
+    prediction: Literal["posterior", "leave_one_out"] = "posterior"
     stop_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     adapter: str | None = None

@@ -24,6 +24,7 @@ from unmask.model.catalogue import (
     catalogue,
     find_card,
 )
+from unmask.model.conditioning import Conditioning
 from unmask.model.families import FAMILIES
 from unmask.model.family import Family
 from unmask.model.gguf_file import GgufFile, write_hub_folder
@@ -49,12 +50,13 @@ _UNTRAINED_SEED = 0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What decoding needs: the backbone, its tokenizer, its card, and the diffusion adapter where there is one."""
+    """What decoding needs: the backbone, tokenizer and card, and the diffusion adapter and ports where it has them."""
 
     transformer: Transformer
     tokenizer: Tokenizer
     card: ModelCard
     adapter: Adapter | None = None
+    conditioning: Conditioning | None = None
 
 
 def load_checkpoint(
@@ -91,7 +93,10 @@ def load_checkpoint(
     card = replace(card, source=used)
     if card.chat_template is not None:
         tokenizer = replace(tokenizer, chat_template=card.chat_template)
-    return _with_adapter(Checkpoint(transformer, tokenizer, card), adapter, folder, finder.progress)
+    conditioning = Conditioning.load(folder, transformer.config.hidden_size)
+    conditioning = None if conditioning is None else conditioning.to(place, _DTYPES[dtype])
+    checkpoint = Checkpoint(transformer, tokenizer, card, conditioning=conditioning)
+    return _with_adapter(checkpoint, adapter, folder, finder.progress)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -107,6 +112,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint.tokenizer.save(partial)
         if checkpoint.adapter is not None:
             checkpoint.adapter.save(partial / _ADAPTER_FOLDER, base="..")
+        if checkpoint.conditioning is not None:
+            checkpoint.conditioning.save(partial)
         own = replace(
             card, adapter=None if checkpoint.adapter is None else _ADAPTER_FOLDER, sources=(), source=None
         )

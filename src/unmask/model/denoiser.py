@@ -11,6 +11,7 @@ from unmask.errors import UsageError
 from unmask.layout import Layout, Segment, causal_layout
 from unmask.model.adapter import Adapter
 from unmask.model.cache import KVCache
+from unmask.model.conditioning import Conditioning
 from unmask.model.transformer import Transformer
 
 
@@ -50,6 +51,7 @@ class Denoiser:
     With `logit_shift` the state of one position predicts the token of the next, as in the AR model it came from
     (Fast-dLLM v2, arXiv 2509.26328); without it every canvas position predicts its own token. `mask_token_id` may lie
     outside the vocabulary; its embedding is the adapter's where there is one. Banned tokens have logit -inf.
+    `conditioning` tells noisy tokens the time and the last belief.
     """
 
     transformer: Transformer
@@ -57,6 +59,13 @@ class Denoiser:
     mask_token_id: int | None = None
     logit_shift: bool = True
     banned: tuple[int, ...] = ()
+    conditioning: Conditioning | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """K, the tokens that a text is made of: the whole vocabulary, or all but a mask token that ends it."""
+        size = self.transformer.config.vocab_size
+        return size - 1 if self.mask_token_id == size - 1 else size
 
     def new_cache(self, capacity: int, *, num_rows: int = 1) -> KVCache:
         """Return an empty KV cache for `num_rows` requests of up to `capacity` tokens."""
@@ -72,6 +81,28 @@ class Denoiser:
         is_mask = tokens == self.mask_token_id
         embedded = self.transformer.embed_tokens(tokens.masked_fill(is_mask, 0))
         return torch.where(is_mask[:, None], self.adapter.mask_embedding.to(embedded.dtype), embedded)
+
+    def embed_noisy(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+        """(N,) noisy tokens at times (N,), with the last belief (N, K) of a step ago -> (N, D) embeddings."""
+        embedded = self.embed(tokens)
+        if self.conditioning is None:
+            return embedded
+        return self.conditioning(embedded, time, belief, self.transformer.embed.weight)  # type: ignore[no-any-return]
+
+    def whole(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+        """Denoise whole sequences that attend both ways: (B, L) tokens -> (B, L, K) logits, each of its own place.
+
+        `time`: broadcasts to (B, L). `belief`: (B, L, K) probabilities of the last step. Full-attention models only
+        (LLaDA, arXiv 2502.09992); a `DenoiserFunction` for samplers and likelihoods.
+        """
+        rows, length = tokens.shape
+        device = self.transformer.device
+        packed = tokens.flatten().to(device)
+        times = time.expand(tokens.shape).flatten().to(device)
+        inputs = self.embed_noisy(packed, times, None if belief is None else belief.flatten(0, 1).to(device))
+        layout = Layout([Segment(0, length, causal=False)] * rows)
+        logits = self.head(self.transformer(inputs, layout))
+        return logits[:, : self.vocab_size].view(rows, length, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32 logits, banned tokens at -inf."""
