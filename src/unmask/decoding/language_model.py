@@ -10,6 +10,7 @@ from unmask.decoding.rules import RULES, Rule
 from unmask.errors import UsageError
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
 from unmask.model.denoiser import Denoiser
+from unmask.runtime import tune_allocator
 from unmask.tokenizer import Message
 
 Prompt = str | Sequence[Message]
@@ -111,7 +112,11 @@ def load(
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
-    """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`."""
+    """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`.
+
+    The process's allocator is told to keep freed buffers, see `unmask.runtime`.
+    """
+    tune_allocator()
     checkpoint = load_checkpoint(
         source,
         adapter=adapter,
