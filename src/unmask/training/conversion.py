@@ -1,9 +1,8 @@
 """The frozen recipe: an autoregressive checkpoint gets a diffusion adapter, and stays what it was."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -14,20 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask.config import AdapterConfig, LinearName
-from unmask.errors import TrainingError, UsageError
+from unmask.errors import TrainingError
 from unmask.model.adapter import Adapter
 from unmask.model.catalogue import CARD_FILE
 from unmask.model.checkpoint import Checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig
 from unmask.training.documents import Document, DocumentFile, sample_windows
-from unmask.training.interruption import deferred_interruption
+from unmask.training.learning_rate import WarmupStableDecay
 from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
+from unmask.training.run_folder import METRICS_FILE, RunFolder
+from unmask.training.step_loop import train
 from unmask.training.synthesis import SynthesisConfig, write_batch
 
 CONFIG_FILE = "conversion.json"
 STATE_FILE = "state.pt"
-METRICS_FILE = "metrics.jsonl"
 DOCUMENTS_FILE = "documents.jsonl"
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -100,11 +100,9 @@ class ConversionConfig(BaseModel):
         blocks = BlockConfig(self.block_lengths, self.drafting_share)
         return ObjectiveConfig(blocks, self.draft_decay, self.label_share)
 
-    def learning_rate_at(self, step: int, progress: float) -> float:
-        """Return the rate of warm-up, stable, decay after `step` steps, `progress` in [0, 1) of the run being done."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        falling = 1.0 if not self.decay_share else min(1.0, (1 - progress) / self.decay_share)
-        return self.learning_rate * warm * falling
+    @property
+    def learning_rates(self) -> WarmupStableDecay:
+        return WarmupStableDecay(self.learning_rate, self.warmup_steps, self.decay_share)
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,10 @@ class Conversion:
     """
 
     def __init__(self, config: ConversionConfig, folder: Path, checkpoint: Checkpoint) -> None:
-        self.config, self.folder, self.checkpoint = config, folder, checkpoint
-        self._claim()
+        self.config, self.checkpoint = config, checkpoint
+        self.folder = RunFolder(folder, "conversion")
+        resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+        self.folder.claim(CONFIG_FILE, resolved, json.loads)
         transformer = checkpoint.transformer.requires_grad_(False)
         generator = torch.Generator().manual_seed(config.seed)
         adapter_config = AdapterConfig(config.rank, config.alpha, config.targets)
@@ -170,17 +170,8 @@ class Conversion:
                 f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens"
             )
         if self.step == 0:
-            self._measure(held_out, observe)
-        with deferred_interruption() as interruption:
-            while self._progress() < 1:
-                self._train_step(training, observe)
-                if self.step % self.config.save_every == 0 or self._progress() >= 1:
-                    self._measure(held_out, observe)
-                    self.save()
-                elif interruption.requested:
-                    self.save()
-                if interruption.requested:
-                    raise KeyboardInterrupt
+            self.measure(held_out, observe)
+        train(_Steps(self, training, held_out, observe))
 
     def save(self) -> None:
         """Write the adapter, its card and the state to resume from; each file appears whole or not at all."""
@@ -191,23 +182,18 @@ class Conversion:
             "seconds": self.seconds,
             "num_tokens": self.num_tokens,
         }
-        try:
-            partial = self.folder / (STATE_FILE + ".partial")
-            torch.save(state, partial)
-            os.replace(partial, self.folder / STATE_FILE)
-            self.adapter.save(self.folder, base=self.config.model, dtype=torch.bfloat16)
+        with self.folder.saving():
+            with self.folder.replacing(STATE_FILE) as partial:
+                torch.save(state, partial)
+            self.adapter.save(self.folder.path, base=self.config.model, dtype=torch.bfloat16)
             self._save_card()
-        except (OSError, RuntimeError) as error:
-            raise TrainingError(
-                f"cannot save to {self.folder}: {error}", "free some space and run it again"
-            ) from error
 
     def _save_card(self) -> None:
         """Write the card by which the folder is loaded as a model: the base's, with the means to diffuse."""
         base = self.checkpoint.card
         card = replace(
             base,
-            name=self.folder.name,
+            name=self.folder.path.name,
             base=self.config.model,
             mask_token_id=self.denoiser.mask_token_id,
             block_length=base.block_length or max(self.config.block_lengths),
@@ -216,15 +202,15 @@ class Conversion:
             source=None,
             adapter=None,
         )
-        partial = self.folder / (CARD_FILE + ".partial")
-        partial.write_text(card.to_json(), encoding="utf-8")
-        partial.replace(self.folder / CARD_FILE)
+        with self.folder.replacing(CARD_FILE) as partial:
+            partial.write_text(card.to_json(), encoding="utf-8")
 
-    def _train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+    def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+        """Train on one batch of these documents."""
         began = time.perf_counter()
         generator = np.random.default_rng((self.config.seed, self.step))
         chosen = [documents[i] for i in generator.choice(len(documents), self.config.batch_documents)]
-        rate = self.config.learning_rate_at(self.step, self._progress())
+        rate = self.config.learning_rates.at(self.step, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = conversion_loss(self.denoiser, chosen, self.config.objective, generator)
@@ -241,7 +227,8 @@ class Conversion:
         self._report("train", [batch], rate, observe)
 
     @torch.no_grad()
-    def _measure(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+    def measure(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
+        """Report the loss on documents kept out of training."""
         size = self.config.batch_documents
         batches = [
             conversion_loss(
@@ -268,12 +255,12 @@ class Conversion:
             learning_rate=rate,
             seconds=round(self.seconds, 3),
         )
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(record)) + "\n")
+        self.folder.append(METRICS_FILE, asdict(record))
         total = self.config.steps if self.config.steps is not None else 60 * (self.config.minutes or 0)
-        observe(ConversionEvent("training", self._progress() * total, total, record))
+        observe(ConversionEvent("training", self.progress() * total, total, record))
 
-    def _progress(self) -> float:
+    def progress(self) -> float:
+        """Return how much of the run is done, from 0 to 1."""
         if self.config.steps is not None:
             return self.step / self.config.steps
         assert self.config.minutes is not None
@@ -289,7 +276,7 @@ class Conversion:
             model = self.denoiser.transformer
             return write_batch(model, head, synthesis, stop_token=stop, seed=config.seed, batch=batch)
 
-        written = DocumentFile(self.folder / DOCUMENTS_FILE, config.synthesis_rows).fill(
+        written = DocumentFile(self.folder.path / DOCUMENTS_FILE, config.synthesis_rows).fill(
             write,
             config.synthetic_tokens,
             lambda done, total: observe(ConversionEvent("writing", done, total)),
@@ -305,53 +292,48 @@ class Conversion:
         order = np.random.default_rng(config.seed).permutation(len(shuffled))
         return [shuffled[index] for index in order]
 
-    def _claim(self) -> None:
-        """Take the folder for this config, or find that it is taken by this very config."""
-        path = self.folder / CONFIG_FILE
-        resolved = self.config.model_dump(mode="json")
-        try:
-            if path.exists():
-                _refuse_changes(json.loads(path.read_text()), resolved, self.folder)
-                return
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise UsageError(f"{self.folder} is not empty and holds no conversion", "name another folder")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(resolved, indent=2) + "\n")
-        except OSError as error:
-            raise TrainingError(
-                f"cannot use {self.folder}: {error}", "name a folder that can be written"
-            ) from error
-
     def _restore(self) -> None:
-        path = self.folder / STATE_FILE
+        path = self.folder.path / STATE_FILE
         if not path.exists():
-            (self.folder / METRICS_FILE).unlink(missing_ok=True)
+            self.folder.rewind(METRICS_FILE, None)
             return
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
-        kept = [line for line in _lines(self.folder / METRICS_FILE) if json.loads(line)["step"] <= self.step]
-        (self.folder / METRICS_FILE).write_text("".join(kept))
+        self.folder.rewind(METRICS_FILE, self.step)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a conversion on documents that are there."""
+
+    conversion: Conversion
+    training: Sequence[Document]
+    held_out: Sequence[Document]
+    observe: Callable[[ConversionEvent], None]
+
+    def progress(self) -> float:
+        return self.conversion.progress()
+
+    def train_step(self) -> None:
+        self.conversion.train_step(self.training, self.observe)
+
+    def rest(self) -> bool:
+        due = self.conversion.step % self.conversion.config.save_every == 0 or self.progress() >= 1
+        if due:
+            self.conversion.measure(self.held_out, self.observe)
+            self.save()
+        return due
+
+    def save(self) -> None:
+        self.conversion.save()
+
+    def agree(self, *, wanted: bool) -> bool:
+        return wanted
 
 
 def _mean(parts: Sequence[Tensor]) -> float | None:
     """Return the mean of all values, or None (null in JSON) where a batch happened to have none."""
     values = torch.cat(list(parts))
     return float(values.mean()) if len(values) else None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            yield line
-
-
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    changed = [key for key in new if old.get(key) != new[key]]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"{folder} holds a conversion with {key}={old.get(key)}, not {new[key]}",
-            "give the same options to continue it, or another folder",
-        )

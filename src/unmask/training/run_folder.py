@@ -1,0 +1,112 @@
+"""The folder that is all the state of a run: taken by one configuration, and whole whenever the run is cut off."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import TrainingError, UsageError
+
+METRICS_FILE = "metrics.jsonl"
+
+PARTIAL = ".partial"
+"""Ending of a file or folder that is being written; what still has it when a run begins was cut off."""
+
+
+class RunFolder:
+    """A folder that one run owns; `kind` is what error messages call the run."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+
+    def claim(self, name: str, config: str, parse: Callable[[str], Mapping[str, Any]]) -> None:
+        """Take the folder by writing the file `name`, or find that it is taken by this very configuration.
+
+        Raise UsageError when it holds anything else, TrainingError when it cannot be used.
+        """
+        file = self.path / name
+        try:
+            if file.exists():
+                self._refuse_changes(parse(file.read_text(encoding="utf-8")), parse(config))
+                return
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UsageError(f"{self.path} is not empty and holds no {self.kind}", "name another folder")
+            self.path.mkdir(parents=True, exist_ok=True)
+            file.write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(
+                f"cannot use {self.path}: {error}", "name a folder that can be written"
+            ) from error
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Turn what goes wrong while files are written into a TrainingError."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
+            raise TrainingError(
+                f"cannot save to {self.path}: {error}", "free some space and run it again"
+            ) from error
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Yield the path of a file or folder to write, which then appears as `name`, whole or not at all."""
+        partial, target = self.path / f"{name}{PARTIAL}", self.path / name
+        _remove(partial)
+        yield partial
+        os.replace(partial, target)
+
+    def discard(self, path: Path) -> None:
+        """Delete a folder; one that is cut off half-way can no longer be taken for a whole one."""
+        doomed = path.with_name(path.name + PARTIAL)
+        _remove(doomed)
+        os.replace(path, doomed)
+        _remove(doomed)
+
+    def discard_partial(self) -> None:
+        """Delete what an earlier run was writing when it was killed."""
+        for path in self.path.glob(f"*{PARTIAL}"):
+            _remove(path)
+
+    def append(self, name: str, record: Mapping[str, object]) -> None:
+        """Add one JSON line to a file."""
+        with self.saving(), (self.path / name).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+    def rewind(self, name: str, step: int | None) -> None:
+        """Drop the lines of a file that were written after `step`; all of them for None."""
+        file = self.path / name
+        if step is None:
+            file.unlink(missing_ok=True)
+        elif file.exists():
+            whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            with self.replacing(name) as partial:
+                partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def _refuse_changes(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        before, after = dict(_flat(old)), dict(_flat(new))
+        for key in {**after, **before}:
+            if before.get(key) != after.get(key):
+                raise UsageError(
+                    f"{self.path} holds a {self.kind} with {key}={before.get(key)}, not {after.get(key)}",
+                    "give the same options to continue it, or another folder",
+                )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value with its dotted key."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
