@@ -1,6 +1,6 @@
 """A tiny tokenizer and tiny random denoisers, so that every test is exact and quick."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -51,9 +51,19 @@ class CountingDenoiser(Denoiser):
         self.calls.append("causal")
         return super().causal(tokens, start, cache, row=row, num_heads=num_heads)
 
-    def draft(self, seed_token: int, canvas: Tensor, start: int, cache: KVCache, *, row: int = 0) -> Draft:
+    def draft(
+        self,
+        pending: Sequence[int],
+        canvas: Tensor,
+        start: int,
+        cache: KVCache,
+        *,
+        row: int = 0,
+        time: Tensor | None = None,
+        belief: Tensor | None = None,
+    ) -> Draft:
         self.calls.append("draft")
-        return super().draft(seed_token, canvas, start, cache, row=row)
+        return super().draft(pending, canvas, start, cache, row=row, time=time, belief=belief)
 
 
 MakeDenoiser = Callable[..., CountingDenoiser]

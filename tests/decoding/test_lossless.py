@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import ClassVar
 
@@ -126,8 +126,19 @@ class RememberingDenoiser(Denoiser):
         assert isinstance(answer, Tensor)
         return answer
 
-    def draft(self, seed_token: int, canvas: Tensor, start: int, cache: KVCache, *, row: int = 0) -> Draft:
-        answer = self._answer(cache, (seed_token, tuple(canvas.tolist()), start))
+    def draft(
+        self,
+        pending: Sequence[int],
+        canvas: Tensor,
+        start: int,
+        cache: KVCache,
+        *,
+        row: int = 0,
+        time: Tensor | None = None,
+        belief: Tensor | None = None,
+    ) -> Draft:
+        assert (row, time, belief) == (0, None, None)
+        answer = self._answer(cache, ("draft", tuple(pending), tuple(canvas.tolist()), start))
         assert isinstance(answer, Draft)
         return answer
 
@@ -145,8 +156,8 @@ class RememberingDenoiser(Denoiser):
         match call:
             case (tuple() as tokens, int() as start, int() as num_heads):
                 return super().causal(torch.tensor(tokens), start, cache, num_heads=num_heads)
-            case (int() as seed, tuple() as canvas, int() as start):
-                return super().draft(seed, torch.tensor(canvas), start, cache)
+            case ("draft", tuple() as pending, tuple() as canvas, int() as start):
+                return super().draft(pending, torch.tensor(canvas), start, cache)
         raise ValueError(call)
 
 

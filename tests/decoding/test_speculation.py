@@ -129,9 +129,9 @@ def test_exact_law_on_a_tiny_transformer(
     model = make_denoiser(vocab_size=vocab_size, logit_shift=logit_shift, num_layers=1, sharpness=2.0)
     cache, seed = model.new_cache(8), 1
     canvas = torch.full((length,), vocab_size)
-    draft = model.draft(seed, canvas, 0, cache)
+    draft = model.draft([seed], canvas, 0, cache)
     draft_law = sampling_law(draft.logits, options)
-    after_seed = sampling_law(draft.seed_logits[None], options)[0]
+    after_seed = sampling_law(draft.next_logits[None], options)[0]
     table: dict[tuple[int, ...], Tensor] = {(): after_seed}
 
     def next_law(prefix: tuple[int, ...]) -> Tensor:

@@ -112,16 +112,16 @@ def test_training_layout_equals_serving_layout(denoiser: Denoiser, tokens: Tenso
         trained = model(inputs, Layout([clean, segment]), None, adapter)
         close(states.hidden[states.canvas == number], trained[LENGTH:])
         drafted = denoiser.draft(
-            int(tokens[start - 1]), block, start - 1, cached(denoiser, tokens[: start - 1])
+            [int(tokens[start - 1])], block, start - 1, cached(denoiser, tokens[: start - 1])
         )
         ahead = torch.cat([trained[start - 1 : start], trained[LENGTH:]])
         close(drafted.logits, model.logits(ahead))
-        close(drafted.seed_logits, model.logits(trained[start - 1 : start])[0])
+        close(drafted.next_logits, model.logits(trained[start - 1 : start])[0])
 
 
 def test_a_draft_stores_the_seed_causally_and_nothing_else(denoiser: Denoiser, tokens: Tensor) -> None:
     drafted = cached(denoiser, tokens[:9])
-    denoiser.draft(int(tokens[9]), torch.full((6,), MASK), 9, drafted)
+    denoiser.draft([int(tokens[9])], torch.full((6,), MASK), 9, drafted)
     causal = cached(denoiser, tokens[:10])
     close(drafted.keys[:, :, :, :10], causal.keys[:, :, :, :10])
     assert drafted.lengths == [10]
@@ -138,7 +138,7 @@ def test_the_adapter_leaves_the_causal_stream_bit_for_bit(denoiser: Denoiser, to
 def test_without_a_shift_every_canvas_position_predicts_itself(denoiser: Denoiser, tokens: Tensor) -> None:
     plain = Denoiser(denoiser.transformer, denoiser.adapter, MASK, logit_shift=False, banned=(3,))
     canvas = torch.full((4,), MASK)
-    draft = plain.draft(int(tokens[5]), canvas, 5, cached(denoiser, tokens[:5]))
+    draft = plain.draft([int(tokens[5])], canvas, 5, cached(denoiser, tokens[:5]))
     states = plain.canvas_states([Canvas(0, 6, canvas)], cached(denoiser, tokens[:6]))
     close(draft.logits, plain.head(states.hidden))
     assert states.position.tolist() == [0, 1, 2, 3]

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.decoding.candidates import draw, keyed_noise, propose, sampling_law
+from unmask.decoding.candidates import Keys, draw, sampling_law
 from unmask.decoding.canvas import Canvas
+from unmask.decoding.decision import Drift, decide
 from unmask.decoding.options import Mode, Options
-from unmask.decoding.rules import View, choose
 from unmask.decoding.speculation import accept
 from unmask.decoding.transcript import FinishReason, Transcript
 from unmask.errors import UsageError
@@ -116,13 +116,14 @@ def _run(request: "_Request") -> Iterator[Snapshot]:
 
 
 def _prefill(request: "_Request") -> Iterator[Snapshot]:
-    """Run the prompt causally in chunks; the law after its last token gives the first one, in every mode."""
+    """Run the prompt causally in chunks; the law after its last token, where the model has one, gives the first one."""
     prompt = torch.tensor(request.prompt_ids)
     for begin in range(0, len(prompt), PREFILL_CHUNK):
         chunk = prompt[begin : begin + PREFILL_CHUNK]
-        is_last = begin + len(chunk) == len(prompt)
-        logits = request.causal(chunk, begin, num_heads=1 if is_last else 0)
-        if is_last:
+        has_law = begin + len(chunk) == len(prompt) and request.denoiser.predicts_next
+        request.num_forwards += 1
+        logits = request.denoiser.causal(chunk, begin, request.cache, num_heads=int(has_law))
+        if has_law:
             request.append_next(logits)
         yield request.snapshot("prefill")
 
@@ -134,51 +135,47 @@ def _autoregressive(request: "_Request") -> Iterator[Snapshot]:
 
 
 def _diffusion(request: "_Request") -> Iterator[Snapshot]:
-    """Denoise a canvas after the seed, commit it with a causal forward, take the next seed from its law.
+    """Denoise a canvas after the decided tokens, commit it with a causal forward, take the next token from its law.
 
     Denoising reads the cache; what later blocks see is the causal stream's keys and values alone. Nothing
-    follows the last block, so it is not committed.
+    follows the last block, so it is not committed. A model that predicts no next tokens needs no forward for the
+    commit: the next canvas's first forward stores the block.
     """
     transcript, options = request.transcript, request.options
     while not transcript.is_finished:
-        seed, start = transcript.token_ids[-1], request.num_decided - 1
-        num_before = len(transcript.token_ids)
+        num_before, start = len(transcript.token_ids), request.num_decided
         canvas = request.blank_canvas(transcript.room)
-        steps_left = options.num_steps
+        assert options.rule is not None  # resolve
+        drift, steps_left = Drift(options.rule.memory), options.num_steps
         while canvas.open.any() and not transcript.is_finished:
-            draft = request.draft(seed, canvas, start)
-            canvas = _denoise(request, canvas, draft, start + 1, steps_left)
+            canvas = _denoise(request, canvas, request.draft(canvas, start), start, steps_left, drift)
             steps_left = None if steps_left is None else steps_left - 1
             for place in range(len(transcript.token_ids) - num_before, int(canvas.num_leading)):
                 transcript.append(int(canvas.tokens[place]), int(canvas.decided_at[place]))
             yield request.snapshot("denoise", canvas, num_before)
-        if not transcript.is_finished:
-            request.append_next(request.causal(canvas.tokens, start + 1, num_heads=1))
+        if request.denoiser.predicts_next and not transcript.is_finished:
+            request.append_next(request.causal(canvas.tokens, start, num_heads=1))
             yield request.snapshot("commit")
 
 
-def _denoise(request: "_Request", canvas: Canvas, draft: Draft, start: int, steps_left: int | None) -> Canvas:
+def _denoise(
+    request: "_Request", canvas: Canvas, draft: Draft, start: int, steps_left: int | None, drift: Drift
+) -> Canvas:
     """Draw a candidate at each open position of a canvas from `start` on; commit those the rule chooses."""
     options, step = request.options, request.num_decode_forwards
     assert options.rule is not None  # resolve
     length = len(canvas.tokens)
-    where = canvas.open.nonzero()[:, 0]
-    candidates = propose(draft.logits[where.to(draft.logits.device)], options, (start + where).tolist(), step)
-
-    def spread(values: Tensor) -> Tensor:
-        return torch.zeros(length, dtype=values.dtype).index_put((where,), values)
-
-    view = View(
-        open=canvas.open[None],
-        confidence=spread(candidates.confidence)[None],
-        entropy=spread(candidates.entropy)[None],
-        margin=spread(candidates.margin)[None],
-        positions=torch.arange(start, start + length)[None],
-        seeds=(options.seed,),
-        steps=(step,),
+    logits = draft.logits[None, :length]
+    decision = decide(
+        options.rule,
+        logits,
+        canvas.open[None],
+        options,
+        Keys.of_one(options.seed, range(start, start + length), step),
         steps_left=(steps_left,),
+        changes=drift.update(logits),
     )
-    return canvas.commit(choose(options.rule, view)[0], spread(candidates.tokens), step)
+    return canvas.commit(decision.chosen[0], decision.candidates.tokens[0], step)
 
 
 def _speculative(request: "_Request") -> Iterator[Snapshot]:
@@ -191,18 +188,18 @@ def _speculative(request: "_Request") -> Iterator[Snapshot]:
         if transcript.room == 1:
             yield request.step()
             continue
-        seed, start = transcript.token_ids[-1], request.num_decided - 1
+        start = request.num_decided
         canvas = request.blank_canvas(transcript.room - 1)
         length = len(canvas.tokens)
-        draft = request.draft(seed, canvas, start)
-        places = range(start + 1, start + length + 2)
+        draft = request.draft(canvas, start)
+        places = range(start, start + length + 1)
         draft_law = sampling_law(draft.logits[:length], options)
         drafts = draw(draft_law, request.noise(places[:length], Stream.TOKEN))
         proposal = canvas.commit(canvas.open, drafts.cpu(), request.num_decode_forwards)
         yield request.snapshot("draft", proposal)
 
-        logits = request.causal(drafts, start + 1, num_heads=length)
-        verifier_law = sampling_law(torch.cat([draft.seed_logits[None], logits]), options)
+        logits = request.causal(drafts, start, num_heads=length)
+        verifier_law = sampling_law(torch.cat([draft.next_logits[None], logits]), options)
         verdict = accept(
             drafts,
             draft_law,
@@ -225,7 +222,7 @@ _LOOPS: dict[Mode, Callable[["_Request"], Iterator[Snapshot]]] = {
 
 @dataclass
 class _Request:
-    """The state of one generation. The last token of the transcript is the seed: decided, not yet run."""
+    """The state of one generation. Its last decided token is the seed: not yet stored, in a model with next tokens."""
 
     denoiser: Denoiser
     prompt_ids: tuple[int, ...]
@@ -245,6 +242,11 @@ class _Request:
             raise UsageError(
                 f"mode {options.mode!r}: this model has no mask token",
                 "use mode 'ar', or convert the model first",
+            )
+        if options.mode != "diffusion" and not denoiser.predicts_next:
+            raise UsageError(
+                f"mode {options.mode!r}: this model was not trained to predict next tokens",
+                "use mode 'diffusion'",
             )
         if not prompt_ids:
             raise UsageError("the prompt has no tokens", "give a text")
@@ -277,14 +279,16 @@ class _Request:
         return Canvas.blank(min(self.options.block_length, room), self.denoiser.mask_token_id)
 
     def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
-        """Run decided tokens, counted as prefill while nothing is generated: (num_heads, V) logits."""
+        """Run tokens after the prompt from `start` on: (num_heads, V) logits."""
         self._count()
         return self.denoiser.causal(tokens, start, self.cache, num_heads=num_heads)
 
-    def draft(self, seed: int, canvas: Canvas, start: int) -> Draft:
-        """Run the seed at `start` and the canvas after it."""
+    def draft(self, canvas: Canvas, start: int) -> Draft:
+        """Run the canvas at `start`, and before it the last decided token and any other that is not stored yet."""
         self._count()
-        return self.denoiser.draft(seed, canvas.tokens, start, self.cache)
+        first = min(self.cache.lengths[0], start - 1)
+        decided = [*self.prompt_ids, *self.transcript.token_ids]
+        return self.denoiser.draft(decided[first:start], canvas.tokens, first, self.cache)
 
     def step(self) -> Snapshot:
         """Decide one token with one causal forward of the seed."""
@@ -300,7 +304,7 @@ class _Request:
 
     def noise(self, positions: Sequence[int], stream: Stream) -> Tensor:
         """Return the uniforms of some positions at the present forward: (M,) float64."""
-        noise = keyed_noise(self.options, positions, self.num_decode_forwards, stream)
+        noise = Keys.of_one(self.options.seed, positions, self.num_decode_forwards).noise(stream)[0]
         return noise.to(self.denoiser.transformer.device)
 
     def snapshot(self, phase: Phase, canvas: Canvas | None = None, num_before: int | None = None) -> Snapshot:
@@ -338,5 +342,4 @@ class _Request:
 
     def _count(self) -> None:
         self.num_forwards += 1
-        if self.transcript.token_ids:
-            self.num_decode_forwards += 1
+        self.num_decode_forwards += 1

@@ -31,6 +31,8 @@ class LanguageModel:
             mask_token_id=mask,
             logit_shift=card.logit_shift,
             banned=() if mask is None or mask >= vocab_size else (mask,),
+            predicts_next=card.predicts_next,
+            conditioning=checkpoint.conditioning,
         )
 
     def generate(

@@ -17,12 +17,12 @@ from unmask.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Draft:
-    """What one canvas forward says: the AR law after the seed (V,), and the law at every canvas position (B, V).
+    """What one canvas forward says: the AR law after the last decided token (V,), and at each canvas place (B, V).
 
-    With a logit shift the first canvas position has exactly the AR law, for the seed runs in the causal stream.
+    With a logit shift the first canvas position has exactly the AR law, for decided tokens run in the causal stream.
     """
 
-    seed_logits: Tensor
+    next_logits: Tensor
     logits: Tensor
 
 
@@ -51,7 +51,8 @@ class Denoiser:
     With `logit_shift` the state of one position predicts the token of the next, as in the AR model it came from
     (Fast-dLLM v2, arXiv 2509.26328); without it every canvas position predicts its own token. `mask_token_id` may lie
     outside the vocabulary; its embedding is the adapter's where there is one. Banned tokens have logit -inf.
-    `conditioning` tells noisy tokens the time and the last belief.
+    `predicts_next` says whether the causal stream was trained to; `conditioning` tells noisy tokens the time and the
+    last belief.
     """
 
     transformer: Transformer
@@ -59,6 +60,7 @@ class Denoiser:
     mask_token_id: int | None = None
     logit_shift: bool = True
     banned: tuple[int, ...] = ()
+    predicts_next: bool = True
     conditioning: Conditioning | None = None
 
     @property
@@ -124,21 +126,46 @@ class Denoiser:
         return self.head(hidden[len(tokens) - num_heads :])
 
     @torch.inference_mode()
-    def draft(self, seed_token: int, canvas: Tensor, start: int, cache: KVCache, *, row: int = 0) -> Draft:
-        """Run the seed at position `start` causally, and the (B,) canvas after it both ways, with the adapter.
+    def draft(
+        self,
+        pending: Sequence[int],
+        canvas: Tensor,
+        start: int,
+        cache: KVCache,
+        *,
+        row: int = 0,
+        time: Tensor | None = None,
+        belief: Tensor | None = None,
+    ) -> Draft:
+        """Run decided tokens from `start` on causally, and the (B,) canvas after them both ways, with the adapter.
 
-        Open canvas positions hold the mask token. The seed's keys and values are stored, the canvas leaves no trace.
+        `pending`: at least the last decided token. Open canvas positions hold the mask token. The pending tokens' keys
+        and values are stored, the canvas leaves no trace. `time` (broadcasts to (B,)) and `belief` (B, K) are for the
+        ports of a denoiser that has them. Raises UsageError for a model that has no canvas.
         """
         if self.mask_token_id is None:
             raise UsageError(
                 "this model has no mask token, so it can only decode in mode 'ar'", "convert it first"
             )
-        canvas = self._run_part(canvas)
-        tokens = torch.cat([torch.tensor([seed_token]), canvas]).to(self.transformer.device)
-        segments = [Segment(start, 1, store=True, row=row)]
-        if len(canvas):
-            segments.append(Segment(start + 1, len(canvas), parent=0, offset=1, causal=False, adapter=True))
-        logits = self.head(self.transformer(self.embed(tokens), Layout(segments), cache, self.adapter))
+        part, num_pending = self._run_part(canvas), len(pending)
+        segments = [Segment(start, num_pending, store=True, row=row)]
+        device = self.transformer.device
+        inputs = self.embed(torch.tensor(pending, device=device))
+        if len(part):
+            segments.append(
+                Segment(
+                    start + num_pending, len(part), parent=0, offset=num_pending, causal=False, adapter=True
+                )
+            )
+            times = torch.zeros(()) if time is None else time
+            noisy = self.embed_noisy(
+                part.to(device),
+                times.to(device).expand(canvas.shape)[: len(part)],
+                None if belief is None else belief[: len(part)].to(device),
+            )
+            inputs = torch.cat([inputs, noisy])
+        hidden = self.transformer(inputs, Layout(segments), cache, self.adapter)
+        logits = self.head(hidden[num_pending - 1 :])
         return Draft(logits[0], logits if self.logit_shift else logits[1:])
 
     def canvas_states(self, canvases: Sequence[Canvas], cache: KVCache) -> CanvasStates:
