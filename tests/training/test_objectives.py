@@ -1,0 +1,186 @@
+"""Training forwards: who sees whom, what is scored, and that serving computes the same."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny_models import CONFIG, random_transformer
+from torch import Tensor
+
+from unmask.diffusion.process import PROCESSES, build_process
+from unmask.diffusion.schedule import SCHEDULES
+from unmask.diffusion.times import ExactCount
+from unmask.model.conditioning import Conditioning
+from unmask.model.denoiser import Denoiser
+from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
+from unmask.training.streams import Streams, causal_stream, noisy_stream, two_streams
+
+MASK = CONFIG.vocab_size - 1
+BOUNDS = [0, 9, 10, 21]
+"""Three pieces, the second of which is nothing but its given token."""
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(MASK, (BOUNDS[-1],), generator=torch.Generator().manual_seed(5))
+
+
+def denoiser(conditioning: Conditioning | None = None) -> Denoiser:
+    return Denoiser(random_transformer(), mask_token_id=MASK, logit_shift=False, conditioning=conditioning)
+
+
+def noise(process: str = "masked", block_length: int | None = None, belief_share: float = 0.0) -> NoiseConfig:
+    built = build_process(process, MASK, MASK, SCHEDULES.parse("linear"))
+    return NoiseConfig(built, block_length, belief_share=belief_share)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
+
+
+def places(streams: Streams) -> dict[int, tuple[str, int]]:
+    """Packed place -> which stream, and which batch token."""
+    clean = {int(place): ("clean", index) for index, place in enumerate(streams.clean)}
+    noisy = zip(streams.noisy.tolist(), streams.source.tolist(), strict=True)
+    return clean | {place: ("noisy", source) for place, source in noisy}
+
+
+@pytest.mark.parametrize("block_length", [1, 3, 4, 100, None])
+def test_a_noisy_token_sees_its_block_and_the_clean_text_before_it(block_length: int | None) -> None:
+    streams = two_streams(BOUNDS, block_length)
+    what = places(streams)
+    assert sorted(what) == list(range(streams.layout.num_tokens))
+    block = block_length or 1000
+
+    def expected(query: int, key: int) -> bool:
+        (stream, q), (other, k) = what[query], what[key]
+        begin = max(bound for bound in BOUNDS if bound <= q)
+        if not begin <= k < next(bound for bound in BOUNDS if bound > q):
+            return False
+        if stream == "clean":
+            return other == "clean" and k <= q
+        first = begin + 1 + (q - begin - 1) // block * block
+        return k < first if other == "clean" else first <= k < first + block
+
+    for query in what:
+        for key in what:
+            assert streams.layout.visible(query, key) == expected(query, key), (what[query], what[key])
+
+
+def test_streams_number_their_blocks_and_keep_positions() -> None:
+    streams = two_streams(BOUNDS, 4)
+    assert streams.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 2
+    assert streams.num_groups == 5
+    starts = torch.tensor([0] * 9 + [9] + [10] * 11)
+    position = torch.from_numpy(streams.layout.positions)
+    assert torch.equal(position[streams.noisy], streams.source - starts[streams.source])
+    assert torch.equal(position[streams.clean], torch.arange(21) - starts)
+    whole = noisy_stream(BOUNDS)
+    assert (whole.num_groups, len(whole.clean), whole.source.tolist()) == (3, 0, list(range(21)))
+    assert causal_stream(BOUNDS).layout.segments[2].length == 11
+
+
+@pytest.mark.parametrize("process", PROCESSES.names())
+@pytest.mark.parametrize("block_length", [None, 4])
+@pytest.mark.parametrize("next_token", [False, True])
+def test_every_token_but_the_given_ones_counts_once(
+    tokens: Tensor, process: str, block_length: int | None, next_token: bool
+) -> None:
+    objective = Objective(denoiser(), next_token, noise(process, block_length))
+    losses = objective(tokens, BOUNDS, generator())
+    assert set(losses) == ({DIFFUSION, NEXT_TOKEN} if next_token else {DIFFUSION})
+    for loss in losses.values():
+        assert loss.num_tokens == 18
+        assert torch.isfinite(loss.total)
+        assert loss.total > 0
+
+
+def test_no_gradient_leaks(tokens: Tensor) -> None:
+    """AR logits know no noise and no later token; a noisy block knows no clean token of its own or after it."""
+    model, bounds = denoiser(), [0, 13]
+    streams = two_streams(bounds, 4)
+    generator_ = generator()
+    inputs = torch.randn(
+        streams.layout.num_tokens, CONFIG.hidden_size, generator=generator_, requires_grad=True
+    )
+    logits = model.transformer.logits(model.transformer(inputs, streams.layout))
+
+    def heard(row: int) -> Tensor:
+        """Which packed tokens the logits of one row depend on."""
+        (gradient,) = torch.autograd.grad(logits[row].sum(), inputs, retain_graph=True)
+        return gradient.abs().sum(-1) > 0
+
+    for index, row in enumerate(streams.clean.tolist()):
+        mask = heard(row)
+        assert not mask[streams.noisy].any()
+        assert mask[streams.clean].tolist() == [other <= index for other in range(13)]
+    for source, group, row in zip(
+        streams.source.tolist(), streams.group.tolist(), streams.noisy.tolist(), strict=True
+    ):
+        mask, first = heard(row), 1 + (source - 1) // 4 * 4
+        assert mask[streams.clean].tolist() == [other < first for other in range(13)]
+        assert torch.equal(mask[streams.noisy], streams.group == group)
+
+
+@torch.no_grad()
+def test_training_logits_are_serving_logits(tokens: Tensor) -> None:
+    model, bounds, block = denoiser(), [0, 13], 4
+    tokens = tokens[:13]
+    noisy = tokens.clone()
+    noisy[[2, 3, 6, 9, 10, 11, 12]] = MASK
+    streams = two_streams(bounds, block)
+    packed = torch.cat([tokens, noisy[streams.source]])[torch.cat([streams.clean, streams.noisy]).argsort()]
+    trained = model.head(model.transformer(model.embed(packed), streams.layout))
+    cache = model.new_cache(16)
+    for first in range(1, 13, block):
+        stored = cache.lengths[0]
+        draft = model.draft(tokens[stored:first].tolist(), noisy[first : first + block], stored, cache)
+        torch.testing.assert_close(
+            draft.logits, trained[streams.noisy[streams.source >= first][:block]], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(draft.next_logits, trained[streams.clean[first - 1]], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_blocks_of_one_cost_what_a_mask_after_the_clean_text_says(tokens: Tensor) -> None:
+    """With one token per block and exact counts there is nothing random left."""
+    model = denoiser()
+    config = replace(noise(block_length=1), times=ExactCount())
+    loss = Objective(model, False, config)(tokens, BOUNDS, generator())[DIFFUSION]
+    total = 0.0
+    for begin, end in pairwise(BOUNDS):
+        for place in range(begin + 1, end):
+            piece = tokens[begin:place].tolist()
+            draft = model.draft(piece, torch.tensor([MASK]), 0, model.new_cache(16))
+            total -= float(draft.logits[0, :MASK].log_softmax(-1)[tokens[place]])
+    assert float(loss.total) == pytest.approx(total, rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_joint_next_token_loss_is_the_autoregressive_one(tokens: Tensor) -> None:
+    alone = Objective(denoiser(), True, None)(tokens, BOUNDS, generator())[NEXT_TOKEN]
+    joint = Objective(denoiser(), True, noise(block_length=4))(tokens, BOUNDS, generator())[NEXT_TOKEN]
+    assert float(joint.total) == pytest.approx(float(alone.total), rel=1e-5)
+    assert alone.num_tokens == joint.num_tokens == 18
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block_length", [None, 4])
+def test_the_belief_is_the_first_prediction(tokens: Tensor, block_length: int | None) -> None:
+    ports = Conditioning(CONFIG.hidden_size, time=False, belief=True)
+    for parameter in ports.parameters():
+        parameter.normal_(0.0, 0.3, generator=generator())
+
+    def loss(model: Denoiser, share: float) -> float:
+        objective = Objective(model, False, noise("uniform", block_length, belief_share=share))
+        return float(objective(tokens, BOUNDS, generator())[DIFFUSION].total)
+
+    deaf = Conditioning(CONFIG.hidden_size, time=False, belief=True)
+    assert loss(denoiser(ports), 0.0) == pytest.approx(loss(denoiser(deaf), 1.0), rel=1e-5)
+    assert loss(denoiser(ports), 1.0) != pytest.approx(loss(denoiser(ports), 0.0), rel=1e-3)
+
+
+def test_an_objective_without_a_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="next tokens, denoising, or both"):
+        Objective(denoiser(), False, None)
