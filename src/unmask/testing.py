@@ -19,7 +19,7 @@ def check_rule(rule: Rule, *, num_views: int = 50) -> None:
     It selects booleans and ranks by floats, leaves the view as it was, answers the same twice, and does not let
     one row influence another. Under `choose` it makes progress, touches open positions only and keeps any budget.
     """
-    for view in _views(num_views):
+    for view in _views(num_views, rule.memory):
         before = _copy(view)
         selected, priority = rule.select(view), rule.priority(view)
         shape = view.open.shape
@@ -75,7 +75,7 @@ def _check_budget(rule: Rule, view: View) -> None:
         assert not any(late), f"{rule}: positions are open after the last step of the budget"
 
 
-def _views(count: int) -> Iterator[View]:
+def _views(count: int, memory: int) -> Iterator[View]:
     generator = torch.Generator().manual_seed(0)
 
     def integers(least: int, most: int, size: int) -> list[int]:
@@ -96,6 +96,7 @@ def _views(count: int) -> Iterator[View]:
             seeds=tuple(integers(0, 9, rows)),
             steps=tuple(integers(1, 99, rows)),
             steps_left=tuple(left or None for left in integers(0, 6, rows)),
+            changes=torch.randint(0, 3, (*shape, memory), generator=generator) / 200,
         )
 
 
@@ -107,6 +108,7 @@ def _copy(view: View) -> View:
         entropy=view.entropy.clone(),
         margin=view.margin.clone(),
         positions=view.positions.clone(),
+        changes=view.changes.clone(),
     )
 
 

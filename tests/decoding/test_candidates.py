@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.decoding.candidates import draw, keyed_noise, propose, sampling_law
+from unmask.decoding.candidates import Candidates, Keys, draw, propose, sampling_law
 from unmask.decoding.options import Options
 from unmask.rng import Stream
 
@@ -92,25 +92,46 @@ def test_draw_keeps_rare_tokens_and_the_last_one() -> None:
     assert [int(draw(law, torch.tensor([u], dtype=torch.float64))[0]) for u in noise] == [0, 0, 1, 1]
 
 
+def proposed(logits: Tensor, options: Options, places: list[int], step: int) -> Candidates:
+    return propose(logits, options, Keys.of_one(options.seed, places, step).noise(Stream.TOKEN)[0])
+
+
 def test_statistics_are_those_of_the_plain_softmax() -> None:
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)) * 2
-    found = propose(logits, Options(temperature=0.3, top_k=3), [4, 5, 6], 1)
+    found = proposed(logits, Options(temperature=0.3, top_k=3), [4, 5, 6], 1)
     law = logits.softmax(-1)
     best = law.sort(descending=True).values
     torch.testing.assert_close(found.confidence, law[torch.arange(3), found.tokens])
     torch.testing.assert_close(found.entropy, -(law * law.log()).sum(-1))
+    torch.testing.assert_close(found.highest, best[:, 0])
     torch.testing.assert_close(found.margin, best[:, 0] - best[:, 1])
 
 
 def test_banned_tokens_and_single_tokens_have_finite_statistics() -> None:
-    found = propose(LOGITS, Options(), [0], 0)
+    found = proposed(LOGITS, Options(), [0], 0)
     assert found.entropy.isfinite().all()
-    alone = propose(torch.zeros(2, 1), Options(temperature=1), [0, 1], 0)
+    alone = proposed(torch.zeros(2, 1), Options(temperature=1), [0, 1], 0)
     assert (alone.tokens.tolist(), alone.entropy.tolist(), alone.margin.tolist()) == ([0, 0], [0, 0], [1, 1])
 
 
 def drawn(rows: Tensor, places: list[int], *, seed: int = 3, step: int = 2) -> list[int]:
-    return propose(rows, Options(temperature=1.0, seed=seed), places, step).tokens.tolist()
+    return proposed(rows, Options(temperature=1.0, seed=seed), places, step).tokens.tolist()
+
+
+def test_candidates_spread_to_their_places() -> None:
+    where = torch.tensor([[True, False, True], [False, False, True]])
+    found = proposed(torch.eye(3) * 9, Options(), [1, 2, 3], 0).spread(where)
+    assert found.tokens.tolist() == [[0, 0, 1], [0, 0, 2]]
+    assert (found.confidence > 0.9).tolist() == where.tolist()
+
+
+def test_batched_laws_and_draws_are_those_of_the_rows() -> None:
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(2))
+    noise = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    law = sampling_law(logits, Options(temperature=1, top_k=4, top_p=0.8))
+    flat = sampling_law(logits.flatten(0, 1), Options(temperature=1, top_k=4, top_p=0.8))
+    assert law.flatten(0, 1).equal(flat)
+    assert draw(law, noise).flatten().equal(draw(flat, noise.flatten()))
 
 
 def test_a_candidate_does_not_depend_on_its_block_mates() -> None:
@@ -129,5 +150,5 @@ def test_noise_depends_on_every_key() -> None:
     assert len(set(first)) > 15
     assert first != drawn(logits, places, seed=4)
     assert first != drawn(logits, places, step=3)
-    tokens, accepts = (keyed_noise(Options(), places, 0, stream) for stream in (Stream.TOKEN, Stream.ACCEPT))
+    tokens, accepts = (Keys.of_one(0, places, 0).noise(stream) for stream in (Stream.TOKEN, Stream.ACCEPT))
     assert (tokens != accepts).all()

@@ -13,10 +13,13 @@ from torch import Tensor
 from unmask.decoding.rules import (
     RULES,
     EntropyBound,
+    Factor,
+    Klass,
     LeftToRight,
     Margin,
     Random,
     Rule,
+    Spaced,
     Threshold,
     TopK,
     View,
@@ -40,6 +43,14 @@ OURS = [
     Random(3),
     LeftToRight(),
     LeftToRight(4),
+    Factor(),
+    Factor(0.0),
+    Factor(5.0),
+    Klass(),
+    Klass(0.5, 0.006, 3),
+    Spaced(),
+    Spaced(1.3),
+    Spaced(3.0),
 ]
 
 
@@ -53,6 +64,7 @@ def view_of(
     seed: int = 0,
     step: int = 1,
     start: int = 100,
+    changes: list[list[float]] | None = None,
 ) -> View:
     """Return a view of one canvas."""
     length = len(values or entropy or margin or [])
@@ -66,6 +78,7 @@ def view_of(
         seeds=(seed,),
         steps=(step,),
         steps_left=(steps_left,),
+        changes=torch.tensor([changes]) if changes else torch.zeros(1, length, 0),
     )
 
 
@@ -129,6 +142,49 @@ def test_left_to_right() -> None:
     assert places(choose(LeftToRight(2), view)) == [1, 3]
 
 
+def test_factor_takes_the_greatest_number_that_satisfies_it() -> None:
+    # (n + 1)(1 - c): 2 * 0.1, 3 * 0.2, 4 * 0.3, 5 * 0.4 along the order.
+    view = view_of([0.7, 0.9, 0.6, 0.8])
+    assert [len(places(choose(Factor(f), view))) for f in (0.1, 0.21, 0.61, 1.21, 2.1)] == [1, 1, 2, 3, 4]
+    assert places(choose(Factor(0.61), view)) == [1, 3]
+    closed = view_of([0.7, 0.9, 0.6, 0.8], is_open=[True, False, True, True])
+    assert places(choose(Factor(0.91), closed)) == [0, 3]
+
+
+def test_klass_wants_confidence_and_a_law_that_rests() -> None:
+    confident = [0.95, 0.95, 0.5, 0.95]
+    changes = [[0.001, 0.009], [0.001, 0.011], [0.0, 0.0], [0.001, torch.inf]]
+    view = view_of(confident, changes=changes)
+    assert places(Klass(0.9, 0.01, 2).select(view)) == [0]
+    assert places(Klass(0.9, 0.01, 1).select(view)) == [0, 1, 3]
+    assert places(choose(Klass(0.99), view)) == [0]  # progress, by confidence
+
+
+def spaced_batches(rule: Rule, length: int, fixed: set[int] | None = None) -> list[list[int]]:
+    is_open, batches = [place not in (fixed or set()) for place in range(length)], []
+    while any(is_open):
+        batches.append(places(choose(rule, view_of([0.5] * length, is_open=is_open))))
+        is_open = [usable and place not in batches[-1] for place, usable in enumerate(is_open)]
+    return batches
+
+
+def test_spaced_halves_the_canvas_again_and_again() -> None:
+    assert spaced_batches(Spaced(), 8) == [[0], [4], [2, 6], [1, 3, 5, 7]]
+    assert spaced_batches(Spaced(), 1) == [[0]]
+    assert [len(batch) for batch in spaced_batches(Spaced(), 64)] == [1, 1, 2, 4, 8, 16, 32]
+    assert 16 <= len(spaced_batches(Spaced(1.3), 512)) <= 28
+
+
+@given(st.integers(1, 100), st.sets(st.integers(0, 99)))
+def test_no_two_neighbours_of_a_spaced_batch_touch(length: int, fixed: set[int]) -> None:
+    """Between two positions of a batch lies one that is decided, whatever was decided before."""
+    decided = {place for place in fixed if place < length}
+    for batch in spaced_batches(Spaced(), length, fixed):
+        for left, right in itertools.pairwise(batch):
+            assert any(left < place < right for place in decided)
+        decided |= set(batch)
+
+
 def test_a_budget_is_filled_in_the_rules_own_order() -> None:
     values = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert places(choose(LeftToRight(), view_of(values, steps_left=2))) == [0, 1, 2]
@@ -148,7 +204,15 @@ def test_a_budget_is_kept_evenly(rule: Rule, length: int, num_steps: int, seed: 
     is_open, steps = torch.ones(1, length, dtype=torch.bool), 0
     while is_open.any():
         values = torch.rand(3, 1, length, generator=generator)
-        view = View(is_open, *values, torch.arange(length)[None], (seed,), (steps,), (num_steps - steps,))
+        view = View(
+            is_open,
+            *values,
+            torch.arange(length)[None],
+            (seed,),
+            (steps,),
+            (num_steps - steps,),
+            torch.rand(1, length, rule.memory, generator=generator) / 50,
+        )
         chosen = choose(rule, view)
         assert int(chosen.sum()) >= -(-int(is_open.sum()) // (num_steps - steps))
         assert not (chosen & ~is_open).any()
@@ -176,6 +240,10 @@ def test_leading(priority: list[float], count: int, data: st.DataObject) -> None
         ("margin:3", Margin(3)),
         ("random:1", Random(1)),
         ("left-to-right:1", LeftToRight(1)),
+        ("factor:0.5", Factor(0.5)),
+        ("klass", Klass(0.9, 0.01, 2)),
+        ("klass:0.8,0.1,3", Klass(0.8, 0.1, 3)),
+        ("spaced:1.5", Spaced(1.5)),
     ],
 )
 def test_parse(text: str, rule: Rule) -> None:
@@ -186,7 +254,7 @@ def test_parse(text: str, rule: Rule) -> None:
     ("text", "message"),
     [
         ("treshold:0.9", "did you mean 'threshold'?"),
-        ("zzz", "choose from entropy-bound, left-to-right"),
+        ("zzz", "choose from entropy-bound, factor, klass"),
         ("threshold:high", "tau='high' is not a number"),
         ("threshold:", "tau='' is not a number"),
         ("threshold:nan", "tau=nan must be 0 or more and finite"),
@@ -194,6 +262,10 @@ def test_parse(text: str, rule: Rule) -> None:
         ("entropy-bound:-1", "gamma=-1.0 must be 0 or more and finite"),
         ("top-k:0", "k=0 must be a whole number of at least 1"),
         ("margin:0.5", "k='0.5' is not a whole number"),
+        ("klass:0.9,0.01,0", "n=0 must be a whole number of at least 1"),
+        ("klass:0.9,-1", "bound=-1.0 must be 0 or more and finite"),
+        ("factor:inf", "factor=inf must be 0 or more and finite"),
+        ("spaced:1", "growth=1.0 must be above 1 and finite"),
     ],
 )
 def test_parse_refuses(text: str, message: str) -> None:
@@ -204,6 +276,7 @@ def test_parse_refuses(text: str, message: str) -> None:
 def test_every_registered_rule_has_defaults() -> None:
     names = RULES.names()
     assert {"threshold", "top-k", "entropy-bound", "margin", "random", "left-to-right"} <= set(names)
+    assert {"factor", "klass", "spaced"} <= set(names)
     for name in names:
         assert isinstance(RULES.parse(name), Rule)
 
@@ -266,5 +339,6 @@ def test_rows_of_a_batch_keep_their_own_budgets() -> None:
             (0, 0),
             (1, 1),
             pair,
+            base.changes.repeat(2, 1, 1),
         )
         assert torch.equal(choose(TopK(1), both), torch.cat([alone[left] for left in pair]))

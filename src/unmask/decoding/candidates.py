@@ -2,40 +2,51 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.decoding.options import Options
-from unmask.rng import Stream, uniform
+from unmask.rng import Stream, uniforms
 
 _USUAL_NUCLEUS = 1024
 """So many of the largest probabilities nearly always reach top-p, and are found faster than a sort of all."""
 
 
-def sampling_law(logits: Tensor, options: Options) -> Tensor:
-    """Return the law that tokens are drawn from: (M, V) logits -> (M, V) float64 probabilities.
+class Shaping(Protocol):
+    """What shapes a model's law before a draw: temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+def sampling_law(logits: Tensor, shaping: Shaping) -> Tensor:
+    """Return the law that tokens are drawn from: (..., V) logits -> (..., V) float64 probabilities.
 
     Temperature, then top-k, then top-p (Holtzman et al. 2019, arXiv 1904.09751), renormalised. Temperature 0
     puts all mass on the first largest logit. Tokens that tie with the last one kept stay in too, so the law
     depends on values alone.
     """
-    if options.temperature == 0:
+    if shaping.temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     wide = logits.double()
-    wide = (wide - wide.amax(-1, keepdim=True)) / options.temperature
-    if 0 < options.top_k < wide.shape[-1]:
-        kth = wide.topk(options.top_k, dim=-1).values[:, -1:]
+    wide = (wide - wide.amax(-1, keepdim=True)) / shaping.temperature
+    if 0 < shaping.top_k < wide.shape[-1]:
+        kth = wide.topk(shaping.top_k, dim=-1).values[..., -1:]
         wide = wide.masked_fill(wide < kth, -torch.inf)
     law = wide.softmax(-1)
-    if options.top_p < 1:
-        law = law.masked_fill(law < _nucleus_edge(law, options.top_p), 0.0)
+    if shaping.top_p < 1:
+        law = law.masked_fill(law < _nucleus_edge(law, shaping.top_p), 0.0)
     return law / law.sum(-1, keepdim=True)
 
 
 def _nucleus_edge(law: Tensor, top_p: float) -> Tensor:
-    """Return the smallest probability in the smallest set of mass `top_p`, row by row: (M, V) -> (M, 1)."""
+    """Return the smallest probability in the smallest set of mass `top_p`, row by row: (..., V) -> (..., 1)."""
     ordered = law.topk(min(_USUAL_NUCLEUS, law.shape[-1]), dim=-1).values
     if (ordered.sum(-1) < top_p).any():
         ordered = law.sort(dim=-1, descending=True).values
@@ -44,47 +55,67 @@ def _nucleus_edge(law: Tensor, top_p: float) -> Tensor:
 
 
 def draw(law: Tensor, noise: Tensor) -> Tensor:
-    """Draw one token per row by inverse distribution function: (M, V) law, (M,) uniforms -> (M,) int64.
+    """Draw tokens by inverse distribution function: (..., V) laws, (...) uniforms -> (...) int64.
 
     Float64 throughout: a token of probability 1e-15 keeps its chance. The law need not sum to one; a token of
     probability zero is never drawn.
     """
     cumulative = law.cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    index = torch.searchsorted(cumulative, noise[:, None] * total, right=True)
+    total = cumulative[..., -1:].contiguous()
+    index = torch.searchsorted(cumulative, noise[..., None] * total, right=True)
     last = torch.searchsorted(cumulative, total)  # the product may round up to the total
-    return torch.minimum(index, last)[:, 0]
+    return torch.minimum(index, last)[..., 0]
 
 
-def keyed_noise(options: Options, positions: Sequence[int], step: int, stream: Stream) -> Tensor:
-    """Return the uniforms of the given sequence positions at one step: (M,) float64."""
-    return torch.tensor(
-        [uniform(options.seed, position, step, stream) for position in positions], dtype=torch.float64
-    )
+@dataclass(frozen=True)
+class Keys:
+    """What the noise of B canvases of L positions is keyed by, never the batch row.
+
+    `seeds`: of each canvas. `positions`: (B, L) int64 places in the sequence. `steps`: number of the forward.
+    """
+
+    seeds: tuple[int, ...]
+    positions: Tensor
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of_one(cls, seed: int, positions: Sequence[int], step: int) -> "Keys":
+        """Return the keys of one canvas, which need not lie in one piece."""
+        return cls((seed,), torch.tensor([list(positions)], dtype=torch.int64), (step,))
+
+    def noise(self, stream: Stream) -> Tensor:
+        """Return one of the independent uniforms of every position: (B, L) float64."""
+        return torch.from_numpy(uniforms(self.seeds, self.positions.cpu().numpy(), self.steps, stream))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A proposed token for each of M positions, and what the model's own law says of it: all (M,), on CPU.
+    """A proposed token for each of some positions, and what the model's own law says of it: all (...), on CPU.
 
     The statistics are those of the softmax of the logits, before temperature and cuts: `confidence` is the
-    probability of the proposed token, `entropy` is in nats, `margin` is the gap between the two largest
-    probabilities.
+    probability of the proposed token, `highest` that of the most probable one, `entropy` is in nats, `margin` is
+    the gap between the two largest probabilities.
     """
 
     tokens: Tensor
     confidence: Tensor
+    highest: Tensor
     entropy: Tensor
     margin: Tensor
 
+    def spread(self, where: Tensor) -> "Candidates":
+        """Put M candidates at the M positions that (B, L) `where` marks; zeros elsewhere."""
+        values = (self.tokens, self.confidence, self.highest, self.entropy, self.margin)
+        blank = torch.zeros(where.shape)
+        return Candidates(*(blank.to(value.dtype).masked_scatter(where, value) for value in values))
 
-def propose(logits: Tensor, options: Options, positions: Sequence[int], step: int) -> Candidates:
-    """Draw a candidate at each of M positions from its (M, V) logits; `step` is the key of its noise."""
-    noise = keyed_noise(options, positions, step, Stream.TOKEN).to(logits.device)
-    tokens = draw(sampling_law(logits, options), noise)
-    probabilities = logits.float().softmax(-1)
-    confidence = probabilities.gather(-1, tokens[:, None])[:, 0]
+
+def propose(logits: Tensor, shaping: Shaping, noise: Tensor) -> Candidates:
+    """Draw a candidate from each of (..., V) logits, with (...) uniforms."""
+    tokens = draw(sampling_law(logits, shaping), noise.to(logits.device))
+    probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    confidence = probabilities.gather(-1, tokens[..., None])[..., 0]
     entropy = torch.special.entr(probabilities).sum(-1)
     # A vocabulary of one token has no second best.
-    best = F.pad(probabilities, (0, 1)).topk(2, dim=-1).values
-    return Candidates(tokens.cpu(), confidence.cpu(), entropy.cpu(), (best[:, 0] - best[:, 1]).cpu())
+    first, second = F.pad(probabilities, (0, 1)).topk(2, dim=-1).values.unbind(-1)
+    return Candidates(tokens.cpu(), confidence.cpu(), first.cpu(), entropy.cpu(), (first - second).cpu())

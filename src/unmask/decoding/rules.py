@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from unmask.decoding.candidates import Keys
 from unmask.errors import UsageError
 from unmask.registry import Registry
-from unmask.rng import Stream, uniform
+from unmask.rng import Stream
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class View:
     `open`: (B, L) bool. `confidence`, `entropy`, `margin`: (B, L), see `Candidates`; void where not open.
     `positions`: (B, L) int64 places in the sequence. `seeds`, `steps`: keys of each canvas's own noise.
     `steps_left`: denoise forwards that each canvas may still use, this one included; `None` without a budget.
+    `changes`: (B, L, H) divergences of each law from the one before it, see `Drift`, for a rule of memory H.
     """
 
     open: Tensor
@@ -30,14 +32,11 @@ class View:
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
     steps_left: tuple[int | None, ...]
+    changes: Tensor
 
     def noise(self) -> Tensor:
         """Return uniforms keyed by (seed, position, step), never by batch row: (B, L) float64."""
-        rows = zip(self.seeds, self.steps, self.positions.tolist(), strict=True)
-        values = [
-            [uniform(seed, place, step, Stream.ORDER) for place in places] for seed, step, places in rows
-        ]
-        return torch.tensor(values, dtype=torch.float64)
+        return Keys(self.seeds, self.positions, self.steps).noise(Stream.ORDER)
 
     def num_required(self) -> Tensor:
         """Return how many positions must be committed now: (B,); one, or the budget's share."""
@@ -48,6 +47,11 @@ class View:
 
 class Rule(ABC):
     """A choice of positions. Rules need not care for progress or budgets: `choose` adds what is missing."""
+
+    @property
+    def memory(self) -> int:
+        """How many of the last `View.changes` it looks at; keeping them costs a copy of the laws."""
+        return 0
 
     @abstractmethod
     def priority(self, view: View) -> Tensor:
@@ -114,13 +118,106 @@ class TopK(Rule):
     k: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("top-k", self.k)
+        _require_count("top-k", "k", self.k)
 
     def priority(self, view: View) -> Tensor:
         return view.confidence
 
     def select(self, view: View) -> Tensor:
         return leading(view.confidence, view.open, _counts(view, self.k))
+
+
+@RULES.register("factor")
+@final
+@dataclass(frozen=True)
+class Factor(Rule):
+    """Commit the `n` most confident positions, n the greatest with ``(n + 1) (1 - confidence_n) < factor``.
+
+    Up to factor 1 the most probable tokens are then also the most probable together (Wu et al. 2025, Fast-dLLM,
+    arXiv 2505.22618, theorem 1).
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_bound("factor", "factor", self.factor)
+
+    def priority(self, view: View) -> Tensor:
+        return view.confidence
+
+    def select(self, view: View) -> Tensor:
+        ordered = (
+            view.confidence.double().masked_fill(~view.open, -torch.inf).sort(-1, descending=True).values
+        )
+        sizes = torch.arange(2, view.open.shape[-1] + 2)
+        # The left-hand side grows along the order, so those that satisfy it come first.
+        count = (sizes * (1 - ordered) < self.factor).sum(-1)
+        return leading(view.confidence, view.open, count)
+
+
+@RULES.register("klass")
+@final
+@dataclass(frozen=True)
+class Klass(Rule):
+    """Commit every position of confidence above `tau` whose law moved less than `bound` nats in each of `n` forwards.
+
+    Kim et al. 2025, KLASS, arXiv 2511.05664. The first forwards of a canvas, which have no past, select nothing.
+    """
+
+    tau: float = 0.9
+    bound: float = 0.01
+    n: int = 2
+
+    def __post_init__(self) -> None:
+        _require_bound("klass", "tau", self.tau)
+        _require_bound("klass", "bound", self.bound)
+        _require_count("klass", "n", self.n)
+
+    @property
+    def memory(self) -> int:
+        return self.n
+
+    def priority(self, view: View) -> Tensor:
+        return view.confidence
+
+    def select(self, view: View) -> Tensor:
+        steady = (view.changes[..., : self.n] < self.bound).all(-1)
+        return steady & (view.confidence > self.tau)
+
+
+@RULES.register("spaced")
+@final
+@dataclass(frozen=True)
+class Spaced(Rule):
+    """Commit far-apart positions first, in batches that grow by `growth`; neither law nor token matters.
+
+    The canvas is halved again and again: its first position, the middle, the quarters. With growth 2 each batch is
+    one such level, and a Markov chain of L tokens takes ``ceil(log2 L) + 1`` forwards without any error (dilated
+    unmasking, arXiv 2506.19037; spaced increasing batches, arXiv 2608.25505).
+    """
+
+    growth: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.growth) and self.growth > 1):
+            raise UsageError(f"rule 'spaced': growth={self.growth!r} must be above 1 and finite")
+
+    def priority(self, view: View) -> Tensor:
+        return -_halving_order(view.open.shape[-1]).double().expand(view.open.shape)
+
+    def select(self, view: View) -> Tensor:
+        order, edges = _halving_order(view.open.shape[-1]), [0]
+        while edges[-1] <= int(order.max()):
+            edges.append(max(edges[-1] + 1, int(self.growth * edges[-1])))
+        batch = torch.bucketize(order, torch.tensor(edges), right=True)
+        return batch == torch.where(view.open, batch, len(edges)).amin(-1, keepdim=True)
+
+
+def _halving_order(length: int) -> Tensor:
+    """Return each column's place in the order of repeated halving, its number with the bits reversed: (L,)."""
+    width = (length - 1).bit_length()
+    column = torch.arange(length)
+    return sum((column >> bit & 1) << (width - 1 - bit) for bit in range(width)) + torch.zeros_like(column)
 
 
 @RULES.register("entropy-bound")
@@ -158,7 +255,7 @@ class Margin(Rule):
     k: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("margin", self.k)
+        _require_count("margin", "k", self.k)
 
     def priority(self, view: View) -> Tensor:
         return view.margin
@@ -176,7 +273,7 @@ class Random(Rule):
     k: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("random", self.k)
+        _require_count("random", "k", self.k)
 
     def priority(self, view: View) -> Tensor:
         return view.noise()
@@ -194,7 +291,7 @@ class LeftToRight(Rule):
     k: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("left-to-right", self.k)
+        _require_count("left-to-right", "k", self.k)
 
     def priority(self, view: View) -> Tensor:
         return -view.positions.double()
@@ -212,6 +309,6 @@ def _require_bound(rule: str, field: str, value: float) -> None:
         raise UsageError(f"rule {rule!r}: {field}={value!r} must be 0 or more and finite")
 
 
-def _require_count(rule: str, k: int) -> None:
-    if not (isinstance(k, int) and k >= 1):
-        raise UsageError(f"rule {rule!r}: k={k!r} must be a whole number of at least 1")
+def _require_count(rule: str, field: str, value: int) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise UsageError(f"rule {rule!r}: {field}={value!r} must be a whole number of at least 1")
