@@ -1,28 +1,67 @@
-"""The chunked soft cross-entropy against the same thing written with whole logits and autograd."""
+"""The chunked losses against the same things written with whole logits and autograd."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from unmask.training.soft_targets import SoftTargets, soft_cross_entropy
+from unmask.training.soft_targets import AcceptanceLoss, SoftCrossEntropy, distil
+
+ROWS, SIZE, VOCAB = 11, 6, 13
 
 
-def test_loss_gradient_and_acceptance_equal_the_plain_computation() -> None:
+@pytest.fixture
+def states() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Student, teacher and head, and a weight for each row."""
     generator = torch.Generator().manual_seed(0)
-    rows, size, vocab = 11, 6, 13
-    student = torch.randn(rows, size, generator=generator, requires_grad=True)
-    teacher = torch.randn(rows, size, generator=generator)
-    head = torch.randn(vocab, size, generator=generator)
-    labels = torch.randint(0, vocab, (rows,), generator=generator)
-    shares, weights = torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
+    student = torch.randn(ROWS, SIZE, generator=generator, requires_grad=True)
+    teacher, head = (
+        torch.randn(ROWS, SIZE, generator=generator),
+        torch.randn(VOCAB, SIZE, generator=generator),
+    )
+    return student, teacher, head, torch.rand(ROWS, generator=generator)
 
+
+def test_soft_cross_entropy(states: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    student, teacher, head, weights = states
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, VOCAB, (ROWS,), generator=generator)
+    shares = torch.rand(ROWS, generator=generator)
     p, log_q = (teacher @ head.T).softmax(-1), (student @ head.T).log_softmax(-1)
-    target = p * (1 - shares[:, None]) + F.one_hot(labels, vocab) * shares[:, None]
-    expected = (-(target * log_q).sum(-1) * weights).sum()
-    (gradient,) = torch.autograd.grad(3 * expected, student)
+    target = p * (1 - shares[:, None]) + F.one_hot(labels, VOCAB) * shares[:, None]
+    expected = -(target * log_q).sum(-1)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), student)
 
-    result = soft_cross_entropy(student, SoftTargets(teacher, labels, shares, weights), head, chunk=4)
-    (3 * result.loss).backward()
-    torch.testing.assert_close(result.loss, expected)
+    result = distil(student, teacher, head, SoftCrossEntropy(labels, shares), chunk=4)
+    (result.losses * weights).sum().backward()
+    torch.testing.assert_close(result.losses, expected)
     torch.testing.assert_close(student.grad, gradient)
     torch.testing.assert_close(result.overlap, torch.minimum(p, log_q.exp()).sum(-1))
     assert torch.equal(result.agrees, p.argmax(-1) == log_q.argmax(-1))
+
+
+@pytest.mark.parametrize("support", [3, VOCAB, 100])
+def test_acceptance_loss(states: tuple[Tensor, Tensor, Tensor, Tensor], support: int) -> None:
+    student, teacher, head, weights = states
+    loss = AcceptanceLoss(support=support, temperature=2.0, eta=0.7)
+    expected = []
+    for student_logits, teacher_logits in zip(student @ head.T, teacher @ head.T, strict=True):
+        likeliest = [
+            logits.topk(min(support, VOCAB)).indices.tolist() for logits in (student_logits, teacher_logits)
+        ]
+        tokens = sorted({token for tokens in likeliest for token in tokens})
+        p, q = (teacher_logits[tokens] / 2).softmax(-1), (student_logits[tokens] / 2).softmax(-1)
+        alpha = torch.minimum(p, q).sum()
+        mix = torch.exp(-0.7 * alpha.detach())
+        favourite = tokens.index(int(teacher_logits.argmax()))
+        expected.append(
+            mix * (p * (p / q).log()).sum()
+            + (1 - mix) * (1 - alpha)
+            - student_logits[tokens].log_softmax(-1)[favourite]
+        )
+    (gradient,) = torch.autograd.grad((torch.stack(expected) * weights).sum(), student)
+
+    result = distil(student, teacher, head, loss, chunk=4)
+    (result.losses * weights).sum().backward()
+    torch.testing.assert_close(result.losses, torch.stack(expected))
+    torch.testing.assert_close(student.grad, gradient, rtol=1e-4, atol=1e-6)

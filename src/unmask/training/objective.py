@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
-from unmask.training.soft_targets import SoftTargets, soft_cross_entropy
+from unmask.training.soft_targets import SoftCrossEntropy, distil
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,13 @@ def conversion_loss(
         torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
     )
     weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
-    targets = SoftTargets(
-        teacher=teacher[packed - 1],
-        labels=clean[packed],
-        label_shares=torch.where(drafts[which], 0.0, config.label_share),
-        weights=weights / weights.sum(),
-    )
-    result = soft_cross_entropy(hidden, targets, denoiser.transformer.head_weight)
+    target = SoftCrossEntropy(clean[packed], torch.where(drafts[which], 0.0, config.label_share))
+    result = distil(hidden, teacher[packed - 1], denoiser.transformer.head_weight, target)
     lengths = torch.tensor([len(canvas.tokens) for canvas in canvases])
     longest = (drafts & (lengths == max(config.blocks.lengths)))[which]
     accepted = draft_lengths(result.agrees[longest], which[longest])
     return BatchLoss(
-        result.loss,
+        (result.losses * weights).sum() / weights.sum(),
         overlap=result.overlap[drafts[which]],
         # The verifier adds one token, and under a shift the first draft is its own.
         cycle_tokens=accepted.float() + 1 + int(denoiser.logit_shift),

@@ -1,52 +1,101 @@
-"""Cross-entropy against a teacher's whole distribution, without ever holding all the logits."""
+"""Losses against a teacher's whole law, without ever holding all the logits."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class RowLoss(Protocol):
+    """A loss of the student's logits given the teacher's, row by row."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return the losses (m,) and their slopes in the student's logits (m, V), from float32 logits (m, V).
+
+        `rows`: which of all rows these are.
+        """
+
+
 @dataclass(frozen=True)
-class SoftTargets:
-    """What M student states should predict.
+class SoftCrossEntropy:
+    """Cross-entropy to the teacher's law, in which the true token `labels` (M,) has the share `label_shares` (M,)."""
 
-    `teacher`: (M, D) final states whose laws p are the targets. `labels`: (M,) true tokens, mixed into the target with
-    `label_shares` (M,). `weights`: (M,) share of each state in the loss.
-    """
-
-    teacher: Tensor
     labels: Tensor
     label_shares: Tensor
-    weights: Tensor
+
+    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        log_law, share = student.log_softmax(-1), self.label_shares[rows, None]
+        target = teacher.softmax(-1).mul_(1 - share).scatter_add_(1, self.labels[rows, None], share)
+        losses = -(target * log_law).sum(-1)
+        # The slope is q - target, for the target sums to one.
+        return losses, log_law.exp_().sub_(target)
+
+
+@dataclass(frozen=True)
+class AcceptanceLoss:
+    """What a drafter is tuned with: acceptance by the verifier, and its favourite token.
+
+    With p and q the laws of teacher and student at `temperature`, on the union of their `support` likeliest tokens,
+    and alpha = sum min(p, q) the chance of acceptance: lambda KL(p || q) + (1 - lambda)(1 - alpha), where
+    lambda = exp(-eta alpha) (LK losses, arXiv 2602.23881), plus the cross-entropy to the teacher's favourite at
+    temperature 1 (Nemotron-Labs-Diffusion, arXiv 2607.05722, section 3.3).
+    """
+
+    support: int = 200
+    temperature: float = 3.0
+    eta: float = 0.5
+
+    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        size = min(self.support, student.shape[-1])
+        likeliest, own = teacher.topk(size, dim=-1).indices, student.topk(size, dim=-1).indices
+        tokens = torch.cat([likeliest, own], dim=-1)
+        # A token of both sets counts once.
+        known = torch.zeros_like(student, dtype=torch.bool).scatter_(1, likeliest, True)
+        twice = torch.cat([torch.zeros_like(likeliest, dtype=torch.bool), known.gather(1, own)], dim=-1)
+        p_logits, q_logits = (
+            logits.gather(1, tokens).masked_fill(twice, -torch.inf) for logits in (teacher, student)
+        )
+        p, q = ((logits / self.temperature).softmax(-1) for logits in (p_logits, q_logits))
+        alpha = torch.minimum(p, q).sum(-1, keepdim=True)
+        mix = (-self.eta * alpha).exp()
+        divergence = (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1, keepdim=True)
+        below = torch.where(q < p, q, 0.0)
+        slopes = mix * (q - p) - (1 - mix) * (below - q * below.sum(-1, keepdim=True))
+        log_law = q_logits.log_softmax(-1)  # the favourite is the first of the support
+        losses = mix * divergence + (1 - mix) * (1 - alpha) - log_law[:, :1]
+        slopes = slopes / self.temperature + log_law.exp()
+        slopes[:, 0] -= 1
+        return losses[:, 0], torch.zeros_like(student).scatter_add_(1, tokens, slopes)
 
 
 @dataclass(frozen=True)
 class SoftLoss:
-    """`loss`: weighted sum, differentiable. `overlap`: (M,) sum of min(p, q), the chance that speculation accepts.
+    """`losses`: (M,) nats, differentiable. `overlap`: (M,) sum of min(p, q), the chance that speculation accepts.
 
     `agrees`: (M,) whether student and teacher have the same favourite token, the same for greedy speculation.
     """
 
-    loss: Tensor
+    losses: Tensor
     overlap: Tensor
     agrees: Tensor
 
 
-def soft_cross_entropy(student: Tensor, targets: SoftTargets, head: Tensor, *, chunk: int = 128) -> SoftLoss:
-    """Return the cross-entropy of the laws of `student` (M, D) under the output matrix `head` (V, D), in nats.
+def distil(student: Tensor, teacher: Tensor, head: Tensor, loss: RowLoss, *, chunk: int = 128) -> SoftLoss:
+    """Compare the laws of `student` (M, D) with those of `teacher` (M, D) under the output matrix `head` (V, D).
 
-    The gradient of the states is made in the forward pass, `chunk` rows of logits at a time; `head` gets none.
+    The gradient of the student's states is made in the forward pass, `chunk` rows of logits at a time; `head` and
+    `teacher` get none.
     """
-    loss, overlap, agrees = _SoftCrossEntropy.apply(student, targets, head, chunk)  # type: ignore[no-untyped-call]
-    return SoftLoss(loss, overlap, agrees)
+    losses, overlap, agrees = _Distillation.apply(student, teacher, head, loss, chunk)  # type: ignore[no-untyped-call]
+    return SoftLoss(losses, overlap, agrees)
 
 
-class _SoftCrossEntropy(torch.autograd.Function):
+class _Distillation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, targets: SoftTargets, head: Tensor, chunk: int
+        ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, loss: RowLoss, chunk: int
     ) -> tuple[Tensor, ...]:
         rows = len(student)
         gradient = torch.empty_like(student)
@@ -54,22 +103,17 @@ class _SoftCrossEntropy(torch.autograd.Function):
         agrees = torch.empty(rows, dtype=torch.bool)
         for begin in range(0, rows, chunk):
             part = slice(begin, begin + chunk)
-            teacher_law = F.linear(targets.teacher[part], head).float().softmax(-1)
-            log_law = F.linear(student[part], head).float().log_softmax(-1)
-            law = log_law.exp()
-            agrees[part] = law.argmax(-1) == teacher_law.argmax(-1)
-            overlap[part] = torch.minimum(law, teacher_law).sum(-1)
-            share = targets.label_shares[part, None]
-            target = teacher_law.mul_(1 - share).scatter_add_(1, targets.labels[part, None], share)
-            losses[part] = -(target * log_law).sum(-1)
-            # d loss / d logits = q - target, for the target sums to one.
-            slope = law.sub_(target).mul_(targets.weights[part, None])
-            gradient[part] = slope.to(head.dtype) @ head
+            logits = F.linear(student[part], head).float()
+            wanted = F.linear(teacher[part], head).float()
+            agrees[part] = logits.argmax(-1) == wanted.argmax(-1)
+            overlap[part] = torch.minimum(logits.softmax(-1), wanted.softmax(-1)).sum(-1)
+            losses[part], slopes = loss(logits, wanted, part)
+            gradient[part] = slopes.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(overlap, agrees)
-        return (losses * targets.weights).sum(), overlap, agrees
+        return losses, overlap, agrees
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None, None
+        return gradient * gradients[0].to(gradient.dtype)[:, None], None, None, None, None
