@@ -1,4 +1,4 @@
-"""Checks that decoding rules and denoisers must pass, ours and those of other packages."""
+"""Checks that rules, denoisers, processes and schedules must pass, ours and those of other packages."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -9,8 +9,11 @@ import torch
 from unmask.decoding.generate import generate
 from unmask.decoding.options import Options
 from unmask.decoding.rules import Rule, View, choose
+from unmask.diffusion.checks import check_process, check_schedule
 from unmask.model.denoiser import Denoiser
 from unmask.tokenizer import Tokenizer
+
+__all__ = ["check_lossless", "check_process", "check_rule", "check_schedule"]
 
 
 def check_rule(rule: Rule, *, num_views: int = 50) -> None:

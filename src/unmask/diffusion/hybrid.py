@@ -9,6 +9,8 @@ from unmask.diffusion.mixture import LEAST, Levels, UniformMixture
 from unmask.diffusion.process import PROCESSES
 from unmask.errors import UsageError
 
+_LEAST_PRODUCT = 1e-14
+
 
 @PROCESSES.register("hybrid")
 @final
@@ -42,12 +44,13 @@ class Hybrid(UniformMixture):
         kept, slope = self.schedule.alpha(t), self.schedule.alpha_prime(t)
         masked = 1 - kept
         odds = 2**self.gamma * self.uniform_share / (1 - self.uniform_share)
-        product = (kept * masked).clamp_min(LEAST)
+        product = kept * masked
         mixed = odds * product ** (self.gamma / 2)
         total = 1 + mixed
-        # Rates: derivative of a level + level * (-alpha' / alpha); the terms in total' cancel.
+        # Rates: derivative of a level + level * (-alpha' / alpha); the terms in total' cancel. Next to time 0 and 1
+        # the product has no digits left to divide by, and what is cut off there is too short to matter.
         leaving = -slope / kept.clamp_min(LEAST)
-        growth = mixed * self.gamma / 2 * slope * (masked - kept) / product
+        growth = mixed * self.gamma / 2 * slope * (masked - kept) / product.clamp_min(_LEAST_PRODUCT)
         return Levels(
             kept / total, mixed / total, masked / total, (growth + mixed * leaving) / total, leaving / total
         )

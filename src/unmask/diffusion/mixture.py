@@ -181,10 +181,9 @@ class UniformMixture(Mixture):
 
     @final
     def _log_odds(self, levels: Levels) -> Tensor:
-        """Return log(alpha K / uniform), finite: what tells a kept token from a uniform one."""
-        return (levels.alpha.clamp_min(LEAST) / levels.uniform.clamp_min(LEAST)).log() + math.log(
-            self.vocab_size
-        )
+        """Return log(alpha K / uniform), what tells a kept token from a uniform one; its exponential is finite."""
+        alpha = levels.alpha.clamp_min(torch.finfo(torch.float64).tiny)
+        return (alpha / levels.uniform.clamp_min(LEAST)).log() + math.log(self.vocab_size)
 
     @final
     def _at(self, prediction: Tensor, xt: Tensor) -> Tensor:
