@@ -9,8 +9,6 @@ from unmask.diffusion.mixture import LEAST, Levels, UniformMixture
 from unmask.diffusion.process import PROCESSES
 from unmask.errors import UsageError
 
-_LEAST_PRODUCT = 1e-14
-
 
 @PROCESSES.register("hybrid")
 @final
@@ -47,10 +45,9 @@ class Hybrid(UniformMixture):
         product = kept * masked
         mixed = odds * product ** (self.gamma / 2)
         total = 1 + mixed
-        # Rates: derivative of a level + level * (-alpha' / alpha); the terms in total' cancel. Next to time 0 and 1
-        # the product has no digits left to divide by, and what is cut off there is too short to matter.
+        # Rates: derivative of a level + level * (-alpha' / alpha); the terms in total' cancel.
         leaving = -slope / kept.clamp_min(LEAST)
-        growth = mixed * self.gamma / 2 * slope * (masked - kept) / product.clamp_min(_LEAST_PRODUCT)
+        growth = mixed * self.gamma / 2 * slope * (masked - kept) / product.clamp_min(LEAST)
         return Levels(
             kept / total, mixed / total, masked / total, (growth + mixed * leaving) / total, leaving / total
         )
