@@ -80,7 +80,7 @@ class ModelCard:
     checkpoint's own. `base` is what an adapter belongs to, as one would pass it to `load_checkpoint`.
     `attention` is "full" for a model whose every forward sees the whole sequence both ways; `predicts_next` says
     whether the causal stream predicts next tokens, which the modes ar and speculative need. `process` and `schedule`
-    name the noise it was trained on, `prediction` what it says of a token (see `unmask.diffusion.process`).
+    name the noise it was trained on.
     """
 
     name: str
@@ -97,7 +97,6 @@ class ModelCard:
     predicts_next: bool = True
     process: str = "masked"
     schedule: str = "linear"
-    prediction: Literal["posterior", "leave_one_out"] = "posterior"
     stop_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     adapter: str | None = None

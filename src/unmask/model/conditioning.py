@@ -63,6 +63,19 @@ class Conditioning(nn.Module):
         self.time = TimePort(hidden_size) if time else None
         self.belief = BeliefPort(hidden_size) if belief else None
 
+    @classmethod
+    def initialise(
+        cls, hidden_size: int, generator: torch.Generator, *, time: bool, belief: bool
+    ) -> "Conditioning":
+        """Return ports that add nothing yet, their weights drawn from `generator`."""
+        ports = cls(hidden_size, time=time, belief=belief)
+        if ports.time is not None:
+            bound = 1 / math.sqrt(ports.time.up.in_features)
+            with torch.no_grad():
+                for parameter in ports.time.up.parameters():
+                    parameter.uniform_(-bound, bound, generator=generator)
+        return ports
+
     def forward(self, x: Tensor, time: Tensor, belief: Tensor | None, embeddings: Tensor) -> Tensor:
         """Return (..., D) embeddings of noisy tokens with what is known besides added.
 
