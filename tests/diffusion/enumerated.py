@@ -139,3 +139,22 @@ def prior_law(process: Process, length: int) -> Tensor:
     """Return the prior of whole noisy sequences, in the order of `every_sequence`: (S^L,)."""
     one = process.marginal(torch.arange(process.vocab_size), torch.ones(())).mean(0)
     return one[every_sequence(process.num_states, length)].prod(-1)
+
+
+def ancestral_law(process: Process, predictor: Predictor, length: int, num_steps: int) -> Tensor:
+    """Return the law of what ancestral sampling ends with, by products of whole transition matrices: (S^L,)."""
+    states = every_sequence(process.num_states, length)
+    law = prior_law(process, length)
+    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    for t, s in itertools.pairwise(times):
+        steps = process.posterior(predictor(states, t), states, s, t)  # (S^L, L, S)
+        whole = steps[:, torch.arange(length), states].prod(-1)
+        law = law @ whole
+    return law
+
+
+def divergence(table: Table, law: Tensor, num_states: int) -> float:
+    """Return KL(table || law) of a law over states; mass off the clean sequences is lost to it."""
+    places = num_states ** torch.arange(table.length - 1, -1, -1)
+    found = law[(table.sequences * places).sum(-1)]
+    return float((table.chances * (table.chances / found).log()).sum())

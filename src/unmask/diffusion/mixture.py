@@ -123,13 +123,10 @@ class UniformMixture(Mixture):
         law = early.alpha[..., None].to(dtype) * prediction.exp()
         law = self._spread(law + (early.uniform / self.vocab_size)[..., None].to(dtype))
         if self.mask_token_id is not None:
-            law = law.index_fill(-1, torch.tensor(self.mask_token_id, device=law.device), 0)
             law[..., self.mask_token_id] = early.mask.to(dtype)
-        # A visible token of predicted probability zero, where no noise can explain it, stays.
-        here = (law.gather(-1, xt[..., None])[..., 0]).clamp_min(LEAST)
-        law = (law * fresh[..., None].to(dtype)).scatter_add(
-            -1, xt[..., None], (kept.to(dtype) * here)[..., None]
-        )
+        # What neither prediction nor noise can explain stays as it is: hence LEAST.
+        stay = kept.to(dtype) * law.gather(-1, xt[..., None])[..., 0] + LEAST
+        law = (law * fresh[..., None].to(dtype)).scatter_add(-1, xt[..., None], stay[..., None])
         return law / law.sum(-1, keepdim=True)
 
     @final
