@@ -56,8 +56,12 @@ class RunFolder:
         """Yield the path of a file or folder to write, which then appears as `name`, whole or not at all."""
         partial, target = self.path / f"{name}{PARTIAL}", self.path / name
         _remove(partial)
-        yield partial
-        os.replace(partial, target)
+        try:
+            yield partial
+            os.replace(partial, target)
+        except BaseException:
+            _remove(partial)  # a full disk needs the space
+            raise
 
     def discard(self, path: Path) -> None:
         """Delete a folder; one that is cut off half-way can no longer be taken for a whole one."""

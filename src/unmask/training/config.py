@@ -1,0 +1,312 @@
+"""The configuration of a training run: a TOML file of five tables, checked before anything is loaded (no torch)."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unmask.config import RopeConfig, TransformerConfig
+from unmask.errors import UsageError
+from unmask.registry import unknown_name
+from unmask.training.learning_rate import WarmupStableDecay
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Table(BaseModel):
+    """One table of the file; a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelTable(Table):
+    """The transformer; its vocabulary is the tokenizer's."""
+
+    hidden_size: Positive
+    """Width D."""
+    num_layers: Positive
+    """Number of layers."""
+    num_heads: Positive
+    """Query heads."""
+    num_kv_heads: Positive = Field(default_factory=lambda data: data["num_heads"])
+    """Key and value heads; by default as many as query heads."""
+    head_size: Positive = Field(default_factory=lambda data: data["hidden_size"] // data["num_heads"])
+    """Size of a head; by default D / query heads."""
+    intermediate_size: Positive = Field(default_factory=lambda data: -(-data["hidden_size"] // 12) * 32)
+    """Inner width of the MLP; by default about 8/3 D, a multiple of 32."""
+    tie_embeddings: bool = True
+    """Use the embeddings as output matrix too."""
+    qk_norm: bool = True
+    """Normalise queries and keys, which keeps attention stable at high learning rates."""
+    rope_theta: Rate = 10_000.0
+    """Base of the rotary embedding's wavelengths."""
+
+
+class DataTable(Table):
+    """What the model reads."""
+
+    folder: Path
+    """Folder that `unmask data` made."""
+    length: Annotated[int, Field(ge=2)] = 256
+    """Tokens of a piece of a document, at most; longer documents are cut."""
+
+
+class AutoregressiveTable(Table):
+    """Predict the next token."""
+
+    name: Literal["ar"]
+    """The next-token loss."""
+
+
+class DiffusionTable(Table):
+    """Predict clean tokens from noisy ones."""
+
+    name: Literal["diffusion"]
+    """The diffusion loss."""
+    process: str = "masked"
+    """What noise does to a token: masked, uniform, hybrid, or the name of another package's process."""
+    schedule: str = "linear"
+    """How the noise depends on time, as NAME or NAME:NUMBER: linear, cosine, polynomial:2, log-linear, clipped, ..."""
+    block_length: Positive | None = None
+    """Tokens that are denoised together, after the clean text before them; without it the whole piece."""
+    weighting: Literal["bound", "cross_entropy"] = "bound"
+    """Weight of the terms: that of the likelihood bound, or plain cross-entropy."""
+    times: Literal["low-discrepancy", "independent", "exact-count"] = "low-discrepancy"
+    """How times are drawn; exact-count is for masked noise only."""
+    self_conditioning: bool = False
+    """Show the denoiser its own last prediction, in half of the batches."""
+    time_conditioning: bool = False
+    """Tell the denoiser the time."""
+
+
+class JointTable(DiffusionTable):
+    """Both losses in one forward: a causal clean stream and noisy blocks that grow from it."""
+
+    name: Literal["joint"]  # type: ignore[assignment]
+    """The sum of both losses."""
+    diffusion_weight: Rate = 0.3
+    """Weight of the diffusion loss beside the next-token loss."""
+
+
+ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable
+
+
+class AdamWTable(Table):
+    """AdamW and the learning rate over the run: warm-up, stable, decay."""
+
+    name: Literal["adamw"] = "adamw"
+    """The optimiser."""
+    learning_rate: Rate = 1e-3
+    """Peak rate."""
+    warmup_steps: Count = 100
+    """Steps over which the rate rises."""
+    decay_share: Share = 0.2
+    """Last share of the run, over which the rate falls linearly to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's memories of the gradient and of its square."""
+    clip_norm: Rate = 1.0
+    """Largest norm of the gradient; inf to leave it as it is."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the weights' moving average, with which the model is measured, sampled and exported; 0 for none."""
+
+    @property
+    def learning_rates(self) -> WarmupStableDecay:
+        return WarmupStableDecay(self.learning_rate, self.warmup_steps, self.decay_share)
+
+
+class MuonTable(AdamWTable):
+    """Muon for the matrices inside the layers, AdamW for the rest, at the same learning rate."""
+
+    name: Literal["muon"] = "muon"  # type: ignore[assignment]
+    """The optimiser."""
+    momentum: Share = 0.95
+    """Muon's memory of the gradient."""
+
+
+OptimizerTable = AdamWTable | MuonTable
+
+
+class RunTable(Table):
+    """How long, in which portions, and what is kept and shown."""
+
+    seed: Count = 0
+    """Seed of the weights, the order of the data and all noise."""
+    steps: Positive | None = None
+    """Optimiser steps."""
+    minutes: Rate | None = None
+    """Training time, in the place of `steps`; such a run cannot be repeated to the bit."""
+    forward_tokens: Positive = 4096
+    """Tokens in one forward, at most."""
+    forwards_per_step: Positive = 1
+    """Forwards in one optimiser step, all processes together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the model; its weights and the optimiser's state are float32 either way."""
+    measure_every: Positive = 250
+    """Steps between measurements on held-out documents."""
+    held_out_tokens: Positive = 100_000
+    """Held-out tokens that are measured, at most."""
+    sample_every: Count = 0
+    """Steps between samples of what the model writes; 0 for none."""
+    save_every: Positive = 250
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 1
+    """Number of checkpoints that are kept, the latest ones."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "RunTable":
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes")
+        return self
+
+
+class TrainingConfig(Table):
+    """All that decides a training run on given shards."""
+
+    model: ModelTable
+    data: DataTable
+    objective: Annotated[ObjectiveTable, Field(discriminator="name")]
+    optimizer: Annotated[OptimizerTable, Field(discriminator="name")] = AdamWTable()
+    run: RunTable
+
+    @model_validator(mode="after")
+    def _a_piece_fits(self) -> "TrainingConfig":
+        if self.run.forward_tokens <= self.data.length:
+            raise ValueError(
+                f"run.forward_tokens={self.run.forward_tokens} must exceed data.length={self.data.length}"
+            )
+        self.transformer(1)
+        return self
+
+    def transformer(self, vocab_size: int) -> TransformerConfig:
+        """Return the transformer's shape, for `vocab_size` embeddings: the tokenizer's, and a mask where needed."""
+        model = self.model
+        return TransformerConfig(
+            vocab_size=vocab_size,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_size=model.head_size,
+            intermediate_size=model.intermediate_size,
+            max_positions=self.data.length + 1,
+            rope=RopeConfig(theta=model.rope_theta),
+            tie_embeddings=model.tie_embeddings,
+            qk_norm=model.qk_norm,
+        )
+
+    def to_toml(self) -> str:
+        """Return the configuration with every default written out, as a file that gives the same one again."""
+        tables = self.model_dump(mode="json", exclude_none=True)
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
+            for name, table in tables.items()
+        )
+
+
+VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
+    "objective": {"ar": AutoregressiveTable, "diffusion": DiffusionTable, "joint": JointTable},
+    "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
+}
+"""The tables whose other keys depend on their `name`."""
+
+
+def read_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
+    """Read a TOML file and change it by ``table.key=value`` settings.
+
+    Raise UsageError, with the nearest known key where one is unknown, for anything that does not belong.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    for setting in settings:
+        _set(content, setting)
+    # A table without a name is of its first kind.
+    if isinstance(optimizer := content.get("optimizer"), dict):
+        optimizer.setdefault("name", "adamw")
+    try:
+        return TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        _explain(error, content)
+
+
+def _set(content: dict[str, Any], setting: str) -> None:
+    """Change one value; what is not TOML by itself, such as a bare word, is a text."""
+    name, equals, text = setting.partition("=")
+    table, dot, key = name.strip().partition(".")
+    if not equals or not dot or "." in key:
+        raise UsageError(f"setting {setting!r} is not of the form table.key=value", "say run.steps=1000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        value = text
+    values = content.setdefault(table, {})
+    if not isinstance(values, dict):
+        raise UsageError(f"{table} is no table", f"write [{table}] in the file")
+    values[key] = value
+
+
+def _explain(error: ValidationError, content: Mapping[str, Any]) -> NoReturn:
+    """Raise the first fault that pydantic found, in the file's own terms."""
+    fault = error.errors()[0]
+    path = [str(part) for part in fault["loc"]]
+    table = path[0] if path else ""
+    kind = TrainingConfig.model_fields.get(table)
+    if len(path) > 1 and path[1] in VARIANTS.get(table, {}):
+        del path[1]  # the name of the variant, which pydantic puts in
+    where = ".".join(path)
+    match fault["type"]:
+        case "extra_forbidden" if kind is None:
+            raise unknown_name("table", table, tuple(TrainingConfig.model_fields)) from error
+        case "extra_forbidden":
+            raise _unknown_key(table, path[-1], content) from error
+        case "missing":
+            raise UsageError(f"{where} is missing", "see docs/training.md") from error
+        case "union_tag_not_found":
+            raise UsageError(
+                f"{where}.name is missing", f"choose from {', '.join(VARIANTS[table])}"
+            ) from error
+        case "union_tag_invalid":
+            raise unknown_name(table, str(fault["input"].get("name")), tuple(VARIANTS[table])) from error
+    message = fault["msg"].removeprefix("Value error, ")
+    raise UsageError(f"{where}: {message}" if where else message, "see docs/training.md") from error
+
+
+def _unknown_key(table: str, key: str, content: Mapping[str, Any]) -> UsageError:
+    if table not in VARIANTS:
+        kind = TrainingConfig.model_fields[table].annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, Table)
+        return unknown_name(f"key {table}", key, tuple(kind.model_fields))
+    name = content[table]["name"]
+    users = [other for other, variant in VARIANTS[table].items() if key in variant.model_fields]
+    if users:
+        return UsageError(
+            f"{table}.{key} has no meaning when {table}.name is {name!r}",
+            f"it belongs to {' and '.join(users)}",
+        )
+    return unknown_name(f"key {table}", key, tuple(VARIANTS[table][name].model_fields))
+
+
+def _toml(value: object) -> str:
+    """Return a value in TOML."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value, ensure_ascii=False)  # whose escapes are TOML's too
+        case list():
+            return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)

@@ -1,0 +1,89 @@
+"""Reading a corpus: text files by ourselves, tables and conversations through the `datasets` library."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import TrainingError, UsageError
+from unmask.tokenizer import Message
+from unmask.training.documents import read_texts
+
+Record = str | list[Message]
+"""A document: its text, or the messages of a conversation."""
+
+COLUMNS = ("text", "messages")
+"""Where a row keeps its document, unless the caller says otherwise: the first of these that it has."""
+
+_TEXT_ENDINGS = (".txt", ".txt.xz")
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def read_corpus(source: str, column: str | None = None) -> Iterator[Record]:
+    """Yield the documents of a source in its order, empty ones left out.
+
+    A source is a .txt or .txt.xz file (documents separated by lines `<|doc|>`), a .jsonl, .json or .parquet file, a
+    folder of such, or a dataset of the hub, ``org/name``. A row's `column` holds a text, or a list of messages with
+    "role" and "content". Raise UsageError for a column that is not there, TrainingError for what cannot be read.
+    """
+    if source.endswith(_TEXT_ENDINGS):
+        if column is not None:
+            raise UsageError(f"{source} is plain text and has no column {column!r}", "leave out --column")
+        yield from (text for text in read_texts(Path(source)) if text.strip())
+        return
+    for row in _rows(source):
+        record = _record(row, column, source)
+        if record:
+            yield record
+
+
+def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
+    name = column or next((known for known in COLUMNS if known in row), COLUMNS[0])
+    if name not in row:
+        raise UsageError(
+            f"{source} has no column {name!r}", f"name one with --column: {', '.join(map(str, row))}"
+        )
+    value = row[name]
+    match value:
+        case None:
+            return ""
+        case str():
+            return value if value.strip() else ""
+        case [*messages] if all(_is_message(message) for message in messages):
+            return [{"role": message["role"], "content": message["content"]} for message in messages]
+    raise UsageError(
+        f"{source}: column {name!r} holds neither text nor messages with a role and a content",
+        "name another one with --column",
+    )
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _rows(source: str) -> Iterator[Mapping[str, Any]]:
+    path = Path(source)
+    if not path.exists() and (path.suffix or source.count("/") != 1):
+        raise UsageError(
+            f"{source} does not exist", "give a file, a folder, or a dataset org/name of the hub"
+        )
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise TrainingError(
+            f"reading {source} needs the library datasets", "pip install 'unmask[train]'"
+        ) from error
+    builder = _BUILDERS.get(path.suffix)
+    try:
+        if path.is_file():
+            if builder is None:
+                endings = ", ".join((*_TEXT_ENDINGS, *_BUILDERS))
+                raise UsageError(f"{source} is of no known kind", f"give a file that ends in {endings}")
+            rows = load_dataset(builder, data_files=source, split="train", streaming=True)
+        else:
+            rows = load_dataset(source, split="train", streaming=True)
+        yield from rows
+    except UsageError:
+        raise
+    except Exception as error:  # a library over a dozen others: no narrower class holds them all
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"cannot read {source}: {reason}", "check that the file is whole") from error

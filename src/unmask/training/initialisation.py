@@ -1,0 +1,34 @@
+"""The weights that training from scratch starts with."""
+
+import math
+
+import torch
+from torch import nn
+
+from unmask.config import TransformerConfig
+from unmask.model.transformer import Layer, Transformer
+
+_SPREAD = 0.02
+
+
+def random_transformer(config: TransformerConfig, generator: torch.Generator) -> Transformer:
+    """Return a transformer with normal weights of standard deviation 0.02, biases of 0 and norms of 1.
+
+    What a layer adds to the residual stream is scaled by ``1 / sqrt(2 layers)``, so that the stream's variance does
+    not grow with depth (GPT-2, Radford et al. 2019).
+    """
+    transformer = Transformer(config)
+    residual = _SPREAD / math.sqrt(2 * config.num_layers)
+    ends = {
+        linear
+        for layer in transformer.layers
+        if isinstance(layer, Layer)
+        for linear in (layer.attention.o, layer.mlp.down)
+    }
+    with torch.no_grad():
+        for module in transformer.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, residual if module in ends else _SPREAD, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    return transformer

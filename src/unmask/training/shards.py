@@ -1,0 +1,191 @@
+"""Token shards: a corpus as memory-mapped arrays of token ids, written once and read by every run."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unmask.errors import TrainingError, UsageError
+from unmask.tokenizer import Tokenizer
+
+MANIFEST_FILE = "dataset.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+SHARD_TOKENS = 2**26
+
+SplitName = Literal["train", "held_out"]
+IntArray = npt.NDArray[np.int64]
+Count = Annotated[int, Field(ge=0)]
+
+_REMEDY = "make it again with unmask data"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardEntry(_Entry):
+    """One file of tokens; `digest` is the BLAKE2b of its ids."""
+
+    file: str
+    num_tokens: Count
+    digest: str
+
+
+class SplitEntry(_Entry):
+    """The documents of one split; `num_tokens` counts an end token for each, `num_bytes` their UTF-8 text."""
+
+    num_documents: Count
+    num_tokens: Count
+    num_bytes: Count
+    documents_file: str
+    shards: tuple[ShardEntry, ...]
+
+
+class Manifest(_Entry):
+    """What a folder of shards holds, and what it was made from."""
+
+    format: Literal[1] = 1
+    sources: tuple[str, ...]
+    tokenizer: str
+    vocab_size: int
+    end_token_id: int
+    held_out_share: float
+    seed: int
+    splits: dict[SplitName, SplitEntry]
+
+
+class SplitWriter:
+    """Writes one split, a shard at a time; a document never crosses from one shard into the next."""
+
+    def __init__(
+        self, folder: Path, name: SplitName, *, vocab_size: int, end_token_id: int, shard_tokens: int
+    ) -> None:
+        self.folder, self.name, self.end_token_id = folder, name, end_token_id
+        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.shard_tokens = shard_tokens
+        self.num_tokens = 0
+        self._ends, self._sizes = array("q"), array("q")
+        self._buffer: list[npt.NDArray[np.unsignedinteger]] = []
+        self._buffered = 0
+        self._shards: list[ShardEntry] = []
+
+    def add(self, ids: Sequence[int], num_bytes: int) -> None:
+        """Append a document's tokens and an end token; `num_bytes` is the length of its text."""
+        if self._buffered and self._buffered + len(ids) + 1 > self.shard_tokens:
+            self._flush()
+        self._buffer.append(np.array([*ids, self.end_token_id], dtype=self.dtype))
+        self._buffered += len(ids) + 1
+        self.num_tokens += len(ids) + 1
+        self._ends.append(self.num_tokens)
+        self._sizes.append(num_bytes)
+
+    def finish(self) -> SplitEntry:
+        """Write what is left and return the split's entry in the manifest."""
+        if self._buffer:
+            self._flush()
+        documents = np.stack([np.array(self._ends), np.array(self._sizes)], axis=1).astype("<i8")
+        file = f"{self.name}-documents.npy"
+        _write(self.folder / file, documents)
+        return SplitEntry(
+            num_documents=len(documents),
+            num_tokens=self.num_tokens,
+            num_bytes=sum(self._sizes),
+            documents_file=file,
+            shards=tuple(self._shards),
+        )
+
+    def _flush(self) -> None:
+        tokens = np.concatenate(self._buffer)
+        file = f"{self.name}-{len(self._shards):05d}.npy"
+        _write(self.folder / file, tokens)
+        digest = hashlib.blake2b(tokens.data, digest_size=16).hexdigest()
+        self._shards.append(ShardEntry(file=file, num_tokens=len(tokens), digest=digest))
+        self._buffer, self._buffered = [], 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """The documents of one split as one long run of tokens, each document closed by an end token.
+
+    `ends`: (documents,) where each document ends in the run; `sizes`: (documents,) bytes of its text.
+    """
+
+    shards: tuple[npt.NDArray[np.unsignedinteger], ...]
+    ends: IntArray
+    sizes: IntArray
+
+    @cached_property
+    def bounds(self) -> IntArray:
+        """Where each shard begins in the run, and the end of the last: (shards + 1,)."""
+        return np.cumsum([0, *map(len, self.shards)], dtype=np.int64)
+
+    def read(self, begin: int, end: int) -> IntArray:
+        """Return tokens ``[begin, end)`` of the run, which must lie in one document."""
+        shard = int(np.searchsorted(self.bounds, begin, side="right")) - 1
+        first = int(self.bounds[shard])
+        return self.shards[shard][begin - first : end - first].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder that `unmask data` made; `held_out` is None where nothing was held out.
+
+    `identity` names the content: the same tokens in the same order, under the same tokenizer.
+    """
+
+    folder: Path
+    manifest: Manifest
+    identity: str
+    train: Split
+    held_out: Split | None
+
+    @classmethod
+    def open(cls, folder: Path) -> "Shards":
+        """Map a folder's files; raise TrainingError, naming the file, when one is missing or not whole."""
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise UsageError(f"{folder} holds no {MANIFEST_FILE}", "make the shards with unmask data")
+        try:
+            content = path.read_bytes()
+            manifest = Manifest.model_validate_json(content)
+        except (OSError, ValidationError) as error:
+            raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}", _REMEDY) from error
+        splits = {name: _open_split(folder, entry) for name, entry in manifest.splits.items()}
+        identity = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return cls(folder, manifest, identity, splits["train"], splits.get("held_out"))
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer that the tokens belong to."""
+        return Tokenizer.from_folder(self.folder / TOKENIZER_FOLDER)
+
+
+def _open_split(folder: Path, entry: SplitEntry) -> Split:
+    documents = _map(folder / entry.documents_file, entry.num_documents)
+    tokens = tuple(_map(folder / shard.file, shard.num_tokens) for shard in entry.shards)
+    ends, sizes = np.ascontiguousarray(documents.T, dtype=np.int64)
+    return Split(tokens, ends, sizes)
+
+
+def _write(path: Path, values: npt.NDArray[np.integer]) -> None:
+    # Not numpy.save, whose error for a full disk does not say that the disk is full.
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.write(values.data)
+
+
+def _map(path: Path, length: int) -> npt.NDArray[np.unsignedinteger]:
+    try:
+        values: npt.NDArray[np.unsignedinteger] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise TrainingError(f"{path} is missing or cut short: {error}", _REMEDY) from error
+    if len(values) != length:
+        raise TrainingError(f"{path} holds {len(values)} entries, {MANIFEST_FILE} says {length}", _REMEDY)
+    return values

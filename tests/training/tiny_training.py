@@ -1,0 +1,163 @@
+"""A training run small enough for a test: a corpus, a transformer and its next-token loss.
+
+As a program it runs one: python tiny_training.py FOLDER SHARDS [table.key=value ...]
+"""
+
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unmask.layout import Layout, Segment
+from unmask.model.transformer import Transformer
+from unmask.training.batches import Batch
+from unmask.training.config import TrainingConfig
+from unmask.training.initialisation import random_transformer
+from unmask.training.journal import TrainingEvent
+from unmask.training.loss import LossSum
+from unmask.training.parallel import Workers, joined_workers
+from unmask.training.preparation import PreparationConfig, prepare
+from unmask.training.recipe import Recipe
+from unmask.training.run import TrainingRun
+from unmask.training.shards import Shards
+
+WORDS = "the river runs down to a sea that no map shows and nobody who went there came back".split()
+
+CONFIG = """
+[model]
+hidden_size = 16
+num_layers = 2
+num_heads = 2
+num_kv_heads = 1
+
+[data]
+folder = "shards"
+length = 24
+
+[objective]
+name = "ar"
+
+[optimizer]
+learning_rate = 0.01
+warmup_steps = 2
+
+[run]
+steps = 8
+forward_tokens = 80
+forwards_per_step = 2
+save_every = 3
+measure_every = 4
+held_out_tokens = 200
+"""
+
+
+def write_texts(path: Path, num_documents: int = 60) -> None:
+    """Write documents of very different lengths to a text file."""
+    generator = torch.Generator().manual_seed(0)
+
+    def document() -> str:
+        length = int(torch.randint(1, 30, (), generator=generator))
+        return " ".join(
+            WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
+        )
+
+    path.write_text("\n<|doc|>\n".join(document() for _ in range(num_documents)))
+
+
+def make_shards(folder: Path, **changes: object) -> Shards:
+    """Make byte shards of a small corpus in ``folder / "shards"``."""
+    write_texts(folder / "corpus.txt")
+    settings: dict[str, object] = {
+        "sources": (str(folder / "corpus.txt"),),
+        "tokenizer": "bytes",
+        "held_out_share": 0.2,
+    }
+    config = PreparationConfig(**(settings | changes))  # type: ignore[arg-type]
+    return prepare(config, folder / "shards", lambda event: None, offline=True, say=lambda message: None)
+
+
+def tiny_config(*settings: str) -> TrainingConfig:
+    """Return the small configuration with some ``table.key=value`` in TOML changed."""
+    content = tomllib.loads(CONFIG)
+    for setting in settings:
+        place, _, value = setting.partition("=")
+        table, key = place.split(".")
+        content[table][key] = tomllib.loads(f"value = {value}")["value"]
+    content["optimizer"].setdefault("name", "adamw")
+    return TrainingConfig.model_validate(content)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The next-token loss, with a little noise on the embeddings so that the generator matters."""
+
+    transformer: Transformer
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
+        lengths = [end - begin for begin, end in zip(batch.bounds, batch.bounds[1:], strict=False)]
+        embedded = self.transformer.embed_tokens(batch.tokens)
+        noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
+        hidden = self.transformer(
+            embedded + 0.01 * noise, Layout([Segment(0, length) for length in lengths])
+        )
+        is_target = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
+        is_target[list(batch.bounds[:-1])] = False
+        target = is_target.nonzero()[:, 0]
+        losses = F.cross_entropy(
+            self.transformer.logits(hidden[target - 1]), batch.tokens[target], reduction="sum"
+        )
+        return {"ar": LossSum(losses, batch.num_scored), "half": LossSum(losses / 2, batch.num_scored, 0.1)}
+
+
+def tiny_recipe(config: TrainingConfig, shards: Shards, *, vocab_size: int | None = None) -> Recipe:
+    """Return a random transformer, its next-token loss, and ways to sample and export it."""
+    generator = torch.Generator().manual_seed(config.run.seed)
+    transformer = random_transformer(
+        config.transformer(vocab_size or shards.manifest.vocab_size), generator
+    )
+
+    @torch.inference_mode()
+    def sample(step: int) -> str:
+        tokens = [shards.manifest.end_token_id]
+        for _ in range(8):
+            packed = torch.tensor(tokens, device=transformer.norm.weight.device)
+            hidden = transformer(packed, Layout([Segment(0, len(tokens))]))
+            tokens.append(int(transformer.logits(hidden[-1:]).argmax()))
+        return shards.tokenizer().decode(tokens)
+
+    def export(weights: Mapping[str, Tensor], folder: Path) -> None:
+        folder.mkdir()
+        save_file(dict(weights), folder / "model.safetensors")
+
+    return Recipe(transformer, NextToken(transformer), sample, export)
+
+
+def train(
+    folder: Path,
+    shards: Shards,
+    *settings: str,
+    observe: Callable[[TrainingEvent], None] = lambda event: None,
+    workers: Workers | None = None,
+) -> TrainingRun:
+    """Run the small configuration, changed by settings, to its end."""
+    config = tiny_config(*settings)
+    alone = Workers(torch.device("cpu"))
+    run = TrainingRun(config, folder, shards, tiny_recipe(config, shards), workers or alone, observe)
+    run.run()
+    return run
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder, shards, *settings = arguments
+    with joined_workers("cpu") as workers:
+        train(Path(folder), Shards.open(Path(shards)), *settings, workers=workers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
