@@ -13,8 +13,9 @@ from unmask.diffusion.schedule import SCHEDULES
 from unmask.diffusion.times import ExactCount
 from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
+from unmask.training.batches import Batch
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
-from unmask.training.streams import Streams, causal_stream, noisy_stream, two_streams
+from unmask.training.streams import Cuts, Streams, causal_stream, noisy_stream, two_streams
 
 MASK = CONFIG.vocab_size - 1
 BOUNDS = [0, 9, 10, 21]
@@ -30,9 +31,9 @@ def denoiser(conditioning: Conditioning | None = None) -> Denoiser:
     return Denoiser(random_transformer(), mask_token_id=MASK, logit_shift=False, conditioning=conditioning)
 
 
-def noise(process: str = "masked", block_length: int | None = None, belief_share: float = 0.0) -> NoiseConfig:
+def noise(process: str = "masked", cuts: Cuts | None = None, belief_share: float = 0.0) -> NoiseConfig:
     built = build_process(process, MASK, MASK, SCHEDULES.parse("linear"))
-    return NoiseConfig(built, block_length, belief_share=belief_share)
+    return NoiseConfig(built, cuts, belief_share=belief_share)
 
 
 def generator() -> torch.Generator:
@@ -48,7 +49,7 @@ def places(streams: Streams) -> dict[int, tuple[str, int]]:
 
 @pytest.mark.parametrize("block_length", [1, 3, 4, 100, None])
 def test_a_noisy_token_sees_its_block_and_the_clean_text_before_it(block_length: int | None) -> None:
-    streams = two_streams(BOUNDS, block_length)
+    streams = two_streams(BOUNDS, Cuts(() if block_length is None else (block_length,)), generator())
     what = places(streams)
     assert sorted(what) == list(range(streams.layout.num_tokens))
     block = block_length or 1000
@@ -69,7 +70,7 @@ def test_a_noisy_token_sees_its_block_and_the_clean_text_before_it(block_length:
 
 
 def test_streams_number_their_blocks_and_keep_positions() -> None:
-    streams = two_streams(BOUNDS, 4)
+    streams = two_streams(BOUNDS, Cuts((4,)), generator())
     assert streams.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 2
     assert streams.num_groups == 5
     starts = torch.tensor([0] * 9 + [9] + [10] * 11)
@@ -82,13 +83,15 @@ def test_streams_number_their_blocks_and_keep_positions() -> None:
 
 
 @pytest.mark.parametrize("process", PROCESSES.names())
-@pytest.mark.parametrize("block_length", [None, 4])
-@pytest.mark.parametrize("next_token", [False, True])
+@pytest.mark.parametrize(
+    ("cuts", "next_token"),
+    [(None, False), (Cuts(), True), (Cuts((4,)), False), (Cuts((2, 5), random_phase=True), True)],
+)
 def test_every_token_but_the_given_ones_counts_once(
-    tokens: Tensor, process: str, block_length: int | None, next_token: bool
+    tokens: Tensor, process: str, cuts: Cuts | None, next_token: bool
 ) -> None:
-    objective = Objective(denoiser(), next_token, noise(process, block_length))
-    losses = objective(tokens, BOUNDS, generator())
+    objective = Objective(denoiser(), next_token, noise(process, cuts))
+    losses = objective(Batch(tokens, tuple(BOUNDS)), generator())
     assert set(losses) == ({DIFFUSION, NEXT_TOKEN} if next_token else {DIFFUSION})
     for loss in losses.values():
         assert loss.num_tokens == 18
@@ -99,7 +102,7 @@ def test_every_token_but_the_given_ones_counts_once(
 def test_no_gradient_leaks(tokens: Tensor) -> None:
     """AR logits know no noise and no later token; a noisy block knows no clean token of its own or after it."""
     model, bounds = denoiser(), [0, 13]
-    streams = two_streams(bounds, 4)
+    streams = two_streams(bounds, Cuts((4,)), generator())
     generator_ = generator()
     inputs = torch.randn(
         streams.layout.num_tokens, CONFIG.hidden_size, generator=generator_, requires_grad=True
@@ -129,7 +132,7 @@ def test_training_logits_are_serving_logits(tokens: Tensor) -> None:
     tokens = tokens[:13]
     noisy = tokens.clone()
     noisy[[2, 3, 6, 9, 10, 11, 12]] = MASK
-    streams = two_streams(bounds, block)
+    streams = two_streams(bounds, Cuts((block,)), generator())
     packed = torch.cat([tokens, noisy[streams.source]])[torch.cat([streams.clean, streams.noisy]).argsort()]
     trained = model.head(model.transformer(model.embed(packed), streams.layout))
     cache = model.new_cache(16)
@@ -146,8 +149,8 @@ def test_training_logits_are_serving_logits(tokens: Tensor) -> None:
 def test_blocks_of_one_cost_what_a_mask_after_the_clean_text_says(tokens: Tensor) -> None:
     """With one token per block and exact counts there is nothing random left."""
     model = denoiser()
-    config = replace(noise(block_length=1), times=ExactCount())
-    loss = Objective(model, False, config)(tokens, BOUNDS, generator())[DIFFUSION]
+    config = replace(noise(cuts=Cuts((1,))), times=ExactCount())
+    loss = Objective(model, False, config)(Batch(tokens, tuple(BOUNDS)), generator())[DIFFUSION]
     total = 0.0
     for begin, end in pairwise(BOUNDS):
         for place in range(begin + 1, end):
@@ -159,28 +162,48 @@ def test_blocks_of_one_cost_what_a_mask_after_the_clean_text_says(tokens: Tensor
 
 @torch.no_grad()
 def test_the_joint_next_token_loss_is_the_autoregressive_one(tokens: Tensor) -> None:
-    alone = Objective(denoiser(), True, None)(tokens, BOUNDS, generator())[NEXT_TOKEN]
-    joint = Objective(denoiser(), True, noise(block_length=4))(tokens, BOUNDS, generator())[NEXT_TOKEN]
+    alone = Objective(denoiser(), True, None)(Batch(tokens, tuple(BOUNDS)), generator())[NEXT_TOKEN]
+    joint = Objective(denoiser(), True, noise(cuts=Cuts((4,))))(Batch(tokens, tuple(BOUNDS)), generator())[
+        NEXT_TOKEN
+    ]
     assert float(joint.total) == pytest.approx(float(alone.total), rel=1e-5)
     assert alone.num_tokens == joint.num_tokens == 18
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("block_length", [None, 4])
-def test_the_belief_is_the_first_prediction(tokens: Tensor, block_length: int | None) -> None:
+@pytest.mark.parametrize("cuts", [None, Cuts((4,))])
+def test_the_belief_is_the_first_prediction(tokens: Tensor, cuts: Cuts | None) -> None:
     ports = Conditioning(CONFIG.hidden_size, time=False, belief=True)
     for parameter in ports.parameters():
         parameter.normal_(0.0, 0.3, generator=generator())
 
     def loss(model: Denoiser, share: float) -> float:
-        objective = Objective(model, False, noise("uniform", block_length, belief_share=share))
-        return float(objective(tokens, BOUNDS, generator())[DIFFUSION].total)
+        objective = Objective(model, False, noise("uniform", cuts, belief_share=share))
+        return float(objective(Batch(tokens, tuple(BOUNDS)), generator())[DIFFUSION].total)
 
     deaf = Conditioning(CONFIG.hidden_size, time=False, belief=True)
     assert loss(denoiser(ports), 0.0) == pytest.approx(loss(denoiser(deaf), 1.0), rel=1e-5)
     assert loss(denoiser(ports), 1.0) != pytest.approx(loss(denoiser(ports), 0.0), rel=1e-3)
 
 
+def test_cuts_of_random_length_and_phase_tile_every_piece() -> None:
+    cuts, source = Cuts((2, 5), random_phase=True), generator()
+    seen: set[int] = set()
+    for _ in range(200):
+        starts = cuts.starts(20, source)
+        sizes = [end - start for start, end in pairwise([*starts, 20])]
+        assert starts[0] == 1
+        assert len(set(sizes[1:-1])) == 1
+        assert sizes[1] in cuts.lengths
+        assert all(1 <= size <= sizes[1] for size in (sizes[0], sizes[-1]))
+        seen.add(starts[1])
+    assert seen == {2, 3, 4, 5, 6}
+    assert Cuts().starts(20, source) == [1]
+    assert cuts.starts(2, source) == [1]
+
+
 def test_an_objective_without_a_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="next tokens, denoising, or both"):
         Objective(denoiser(), False, None)
+    with pytest.raises(ValueError, match="next tokens need a clean stream"):
+        Objective(denoiser(), True, noise())

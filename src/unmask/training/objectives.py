@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.diffusion.denoising import Prediction
-from unmask.diffusion.objective import LossOutput, Weighting, token_losses
+from unmask.diffusion.objective import Weighting, token_losses
 from unmask.diffusion.process import Process
 from unmask.diffusion.times import LowDiscrepancy, Noised, TimeSampling
 from unmask.model.denoiser import Denoiser
-from unmask.training.streams import Streams, causal_stream, noisy_stream, two_streams
+from unmask.training.batches import Batch
+from unmask.training.loss import LossSum
+from unmask.training.streams import Cuts, Streams, causal_stream, noisy_stream, two_streams
 
 NEXT_TOKEN, DIFFUSION = "ar", "diffusion"
 """The names of the two losses."""
@@ -22,16 +23,17 @@ NEXT_TOKEN, DIFFUSION = "ar", "diffusion"
 class NoiseConfig:
     """How canvases are noised and scored.
 
-    `block_length`: tokens that are denoised together, each block seeing the clean text before it; `None` for the whole
-    piece, both ways. `belief_share`: share of the batches in which the denoiser sees its own first prediction.
+    `cuts`: into blocks, each of which sees the clean text before it; `None` for whole pieces both ways, without a clean
+    stream. `belief_share`: share of the batches in which the denoiser sees its own first prediction.
+    `weight`: of the diffusion loss.
     """
 
     process: Process
-    block_length: int | None = None
+    cuts: Cuts | None = None
     times: TimeSampling = field(default_factory=LowDiscrepancy)
     weighting: Weighting = "bound"
-    prediction: Prediction | None = None
     belief_share: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Objective:
     def __post_init__(self) -> None:
         if not self.next_token and self.noise is None:
             raise ValueError("an objective trains next tokens, denoising, or both")
+        if self.next_token and self.noise is not None and self.noise.cuts is None:
+            raise ValueError("next tokens need a clean stream, from which noisy blocks are cut")
 
-    def __call__(
-        self, tokens: Tensor, bounds: Sequence[int], generator: torch.Generator
-    ) -> Mapping[str, LossOutput]:
-        """Score packed `tokens` (N,), piece r at ``[bounds[r], bounds[r + 1])``; sums in nats, with their counts."""
-        streams = self._streams(bounds)
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
+        """Score a batch: for each loss by name the sum in nats, and the number of tokens it is over."""
+        tokens, bounds = batch.tokens, batch.bounds
+        streams = self._streams(bounds, generator)
         if self.noise is None or not len(streams.noisy):
             return {
                 NEXT_TOKEN: self._score_next(self._run(tokens, streams, None, None), tokens, bounds, streams)
@@ -72,12 +75,12 @@ class Objective:
             losses[NEXT_TOKEN] = self._score_next(hidden, tokens, bounds, streams)
         return losses
 
-    def _streams(self, bounds: Sequence[int]) -> Streams:
+    def _streams(self, bounds: Sequence[int], generator: torch.Generator) -> Streams:
         if self.noise is None:
             return causal_stream(bounds)
-        if self.next_token or self.noise.block_length is not None:
-            return two_streams(bounds, self.noise.block_length)
-        return noisy_stream(bounds)
+        if self.noise.cuts is None:
+            return noisy_stream(bounds)
+        return two_streams(bounds, self.noise.cuts, generator)
 
     def _corrupt(
         self, tokens: Tensor, streams: Streams, noise: NoiseConfig, generator: torch.Generator
@@ -110,14 +113,12 @@ class Objective:
         """(M, D) -> (M, K): a mask token that ends the vocabulary is no token of a text."""
         return self.denoiser.transformer.logits(hidden)[:, : self.denoiser.vocab_size]
 
-    def _score_next(
-        self, hidden: Tensor, tokens: Tensor, bounds: Sequence[int], streams: Streams
-    ) -> LossOutput:
+    def _score_next(self, hidden: Tensor, tokens: Tensor, bounds: Sequence[int], streams: Streams) -> LossSum:
         follows = torch.ones(len(tokens), dtype=torch.bool)
         follows[list(bounds[:-1])] = False
         target = follows.nonzero()[:, 0]
         logits = self._logits(hidden[streams.clean[target - 1]])
-        return LossOutput(F.cross_entropy(logits, tokens[target], reduction="sum"), len(target))
+        return LossSum(F.cross_entropy(logits, tokens[target], reduction="sum"), len(target))
 
     def _score_noisy(
         self,
@@ -127,7 +128,7 @@ class Objective:
         noised: Noised,
         given: Tensor,
         noise: NoiseConfig,
-    ) -> LossOutput:
+    ) -> LossSum:
         # Under masked noise only masks have a term, and only they need logits.
         open_ = noised.trained
         if noise.process.masks and noise.process.prediction == "posterior":
@@ -139,6 +140,5 @@ class Objective:
             noised.at(index),
             noise.process,
             weighting=noise.weighting,
-            prediction=noise.prediction,
         )
-        return LossOutput(losses.sum(), int((~given).sum()))
+        return LossSum(losses.sum(), int((~given).sum()), noise.weight)

@@ -44,12 +44,35 @@ def noisy_stream(bounds: Sequence[int]) -> Streams:
     return Streams(layout, torch.empty(0, dtype=torch.int64), tokens, tokens, group, len(lengths))
 
 
-def two_streams(bounds: Sequence[int], block_length: int | None) -> Streams:
+@dataclass(frozen=True)
+class Cuts:
+    """How a piece is cut into the blocks that are denoised together.
+
+    `lengths`: one is drawn for each piece; none for the whole piece as one block. With `random_phase` the first block
+    of a piece is cut short at random, so that a model serves blocks that begin anywhere.
+    """
+
+    lengths: tuple[int, ...] = ()
+    random_phase: bool = False
+
+    def starts(self, length: int, generator: torch.Generator) -> list[int]:
+        """Return where the blocks of a piece of `length` tokens begin: ascending, from 1, after the given token."""
+        if not self.lengths:
+            return [1]
+        block = self.lengths[_draw(len(self.lengths), generator)]
+        first = 1 + _draw(block, generator) if self.random_phase else block
+        return [1, *range(1 + first, length, block)]
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
+
+
+def two_streams(bounds: Sequence[int], cuts: Cuts, generator: torch.Generator) -> Streams:
     """Lay out ``[clean | noisy]``: a causal piece, and a canvas for each block of the tokens after its given one.
 
     A canvas sees the clean tokens before its block, and itself both ways; the clean stream sees no noise (BD3-LM,
-    arXiv 2503.09573, with the strictly causal clean stream of Nemotron-Labs-Diffusion, arXiv 2607.05722). Without a
-    `block_length` the whole piece is one block.
+    arXiv 2503.09573, with the strictly causal clean stream of Nemotron-Labs-Diffusion, arXiv 2607.05722).
     """
     segments: list[Segment] = []
     clean: list[IntArray] = []
@@ -64,16 +87,17 @@ def two_streams(bounds: Sequence[int], block_length: int | None) -> Streams:
         packed += length
         if length == 1:
             continue
-        block = block_length or length - 1
-        for start in range(1, length, block):
-            size = min(block, length - start)
-            segments.append(Segment(start, size, parent=parent, offset=start, causal=False, adapter=True))
-        rest = length - 1
-        noisy.append(np.arange(packed, packed + rest))
+        starts = cuts.starts(length, generator)
+        sizes = np.diff([*starts, length])
+        segments += [
+            Segment(start, int(size), parent=parent, offset=start, causal=False, adapter=True)
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        noisy.append(np.arange(packed, packed + length - 1))
         source.append(np.arange(begin + 1, end))
-        group.append(num_groups + np.arange(rest) // block)
-        packed += rest
-        num_groups += -(-rest // block)
+        group.append(num_groups + np.repeat(np.arange(len(starts)), sizes))
+        packed += length - 1
+        num_groups += len(starts)
     return Streams(
         Layout(segments), _joined(clean), _joined(noisy), _joined(source), _joined(group), num_groups
     )
