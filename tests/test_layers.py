@@ -36,7 +36,21 @@ LAYERS = {
 PLAIN_VALUES = {"__version__"}
 """What any layer may take from the package itself."""
 
-TORCH_FREE = ("", "errors", "config", "registry", "rng", "layout", "runtime", "cli", "model.catalogue")
+TORCH_FREE = (
+    "",
+    "errors",
+    "config",
+    "registry",
+    "rng",
+    "layout",
+    "runtime",
+    "cli",
+    "model.catalogue",
+    "engine.pages",
+    "engine.request",
+    "engine.scheduler",
+    "engine.planner",
+)
 """Modules, below ``unmask``, that must be importable without torch; a package stands for everything in it."""
 
 MODULES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}

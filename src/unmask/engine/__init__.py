@@ -1,0 +1,1 @@
+"""Many requests, any mode, one forward at a time."""
