@@ -104,7 +104,7 @@ class Table:
         """Return the whole negative evidence lower bound: nats per sequence."""
         nodes, weights = quadrature()
         pairs = zip(nodes, weights.tolist(), strict=True)
-        diffusion = sum(weight * self.integrand(process, predictor, node) for node, weight in pairs)
+        diffusion = sum(float(weight) * self.integrand(process, predictor, node) for node, weight in pairs)
         prior = float((self.chances[:, None] * process.prior_nll(self.sequences)).sum())
         return prior + diffusion + self.reconstruction(process, predictor)
 
