@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unmask.decoding.admission import admit
 from unmask.decoding.candidates import Keys, draw, sampling_law
 from unmask.decoding.canvas import Canvas
 from unmask.decoding.decision import Drift, decide
 from unmask.decoding.options import Mode, Options
 from unmask.decoding.speculation import accept
 from unmask.decoding.transcript import FinishReason, Transcript
-from unmask.errors import UsageError
 from unmask.model.cache import KVCache
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.rng import Stream
@@ -67,6 +67,37 @@ class Generation:
     seconds: dict[str, float]
     seed: int
     prompt_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        transcript: Transcript,
+        options: Options,
+        *,
+        prompt_tokens: int,
+        num_forwards: int,
+        num_decode_forwards: int,
+        accepted_lengths: Sequence[int],
+        seconds: dict[str, float],
+    ) -> "Generation":
+        """Return the generation that a finished transcript is."""
+        assert transcript.finish_reason is not None  # every loop runs until then
+        num_tokens = len(transcript.token_ids)
+        return cls(
+            text=transcript.text,
+            token_ids=tuple(transcript.token_ids),
+            mode=options.mode,
+            num_tokens=num_tokens,
+            num_forwards=num_forwards,
+            num_decode_forwards=num_decode_forwards,
+            tokens_per_forward=num_tokens / num_decode_forwards if num_decode_forwards else None,
+            accepted_lengths=tuple(accepted_lengths),
+            decided_at=tuple(transcript.decided_at),
+            finish_reason=transcript.finish_reason,
+            seconds=seconds,
+            seed=options.seed,
+            prompt_tokens=prompt_tokens,
+        )
 
 
 Event = Snapshot | Generation
@@ -237,31 +268,7 @@ class _Request:
     def open(
         cls, denoiser: Denoiser, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: Options
     ) -> "_Request":
-        config = denoiser.transformer.config
-        if options.mode != "ar" and denoiser.mask_token_id is None:
-            raise UsageError(
-                f"mode {options.mode!r}: this model has no mask token",
-                "use mode 'ar', or convert the model first",
-            )
-        if options.mode != "diffusion" and not denoiser.predicts_next:
-            raise UsageError(
-                f"mode {options.mode!r}: this model was not trained to predict next tokens",
-                "use mode 'diffusion'",
-            )
-        if not prompt_ids:
-            raise UsageError("the prompt has no tokens", "give a text")
-        strange = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
-        if strange:
-            raise UsageError(f"prompt token {strange[0]} is outside the vocabulary of {config.vocab_size}")
-        if len(prompt_ids) >= config.max_positions:
-            raise UsageError(
-                f"the prompt has {len(prompt_ids)} tokens, the model's context only {config.max_positions}",
-                f"shorten it to at most {config.max_positions - 1}",
-            )
-        beyond = [token for token in options.stop_token_ids or () if token >= config.vocab_size]
-        if beyond:
-            raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")
-        room = min(options.max_tokens, config.max_positions - len(prompt_ids))
+        room = admit(denoiser, prompt_ids, options)
         transcript = Transcript(tokenizer, options, room=room)
         return cls(
             denoiser, tuple(prompt_ids), options, transcript, denoiser.new_cache(len(prompt_ids) + room)
@@ -321,23 +328,14 @@ class _Request:
 
     def generation(self, seconds: dict[str, float]) -> Generation:
         """Return the result of a finished request."""
-        transcript = self.transcript
-        assert transcript.finish_reason is not None  # every loop runs until then
-        num_tokens = len(transcript.token_ids)
-        return Generation(
-            text=transcript.text,
-            token_ids=tuple(transcript.token_ids),
-            mode=self.options.mode,
-            num_tokens=num_tokens,
+        return Generation.of(
+            self.transcript,
+            self.options,
+            prompt_tokens=len(self.prompt_ids),
             num_forwards=self.num_forwards,
             num_decode_forwards=self.num_decode_forwards,
-            tokens_per_forward=num_tokens / self.num_decode_forwards if self.num_decode_forwards else None,
-            accepted_lengths=tuple(self.accepted_lengths),
-            decided_at=tuple(transcript.decided_at),
-            finish_reason=transcript.finish_reason,
+            accepted_lengths=self.accepted_lengths,
             seconds=seconds,
-            seed=self.options.seed,
-            prompt_tokens=len(self.prompt_ids),
         )
 
     def _count(self) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.layout import Island, Layout
-from unmask.model.cache import KVCache
+from unmask.model.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Group:
 class AttentionPlan:
     """What every layer of one forward does alike: the groups, their masks and their places in the cache."""
 
-    def __init__(self, layout: Layout, cache: KVCache | None, device: torch.device) -> None:
+    def __init__(self, layout: Layout, cache: Cache | None, device: torch.device) -> None:
         self.cache = cache
         self.groups = [_group(layout, islands, device) for islands in _alike(layout)]
         for group in self.groups:
@@ -124,7 +124,7 @@ def _group(layout: Layout, islands: list[Island], device: torch.device) -> _Grou
     return _Group(first.begin, islands[-1].end, len(islands), first.num_cached, rows, mask, causal, stores)
 
 
-def _check(group: _Group, cache: KVCache | None) -> None:
+def _check(group: _Group, cache: Cache | None) -> None:
     if cache is None or group.rows is None or group.rows.stop > cache.num_rows:
         raise ValueError(f"the layout continues cache rows {group.rows}, which the given cache does not have")
     for row in range(group.rows.start, group.rows.stop):

@@ -1,9 +1,30 @@
-"""The KV cache of the reference path: one contiguous row per request."""
+"""The KV cache: what attention asks of one, and the contiguous one of the reference path."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from unmask.config import TransformerConfig
+
+
+class Cache(Protocol):
+    """Rows of keys and values by position; `lengths` counts what each row has stored."""
+
+    lengths: list[int]
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    def write(self, layer: int, rows: slice, start: int, keys: Tensor, values: Tensor) -> None:
+        """Store (R, kv heads, n, K) keys and values at positions ``[start, start + n)`` of `rows`."""
+
+    def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
+        """Return the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
+        ...
 
 
 class KVCache:

@@ -8,7 +8,7 @@ from unmask.config import TransformerConfig
 from unmask.layout import Layout
 from unmask.model.adapter import Adapter, LayerDelta
 from unmask.model.attention import AttentionPlan
-from unmask.model.cache import KVCache
+from unmask.model.cache import Cache
 from unmask.model.rotary import Rotary
 
 
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         return F.embedding(tokens, self.embed.weight)
 
     def forward(
-        self, inputs: Tensor, layout: Layout, cache: KVCache | None = None, adapter: Adapter | None = None
+        self, inputs: Tensor, layout: Layout, cache: Cache | None = None, adapter: Adapter | None = None
     ) -> Tensor:
         """Run N packed tokens and return their hidden states after the final norm: (N, D).
 

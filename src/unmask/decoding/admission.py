@@ -1,0 +1,39 @@
+"""What a model can be asked: the checks of one request before its first forward."""
+
+from collections.abc import Sequence
+
+from unmask.decoding.options import Options
+from unmask.errors import UsageError
+from unmask.model.denoiser import Denoiser
+
+
+def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> int:
+    """Return how many tokens may be generated: as many as were asked for and the context holds.
+
+    Raises UsageError for a mode the model does not have, and for a prompt or stop tokens that it cannot take.
+    """
+    config = denoiser.transformer.config
+    if options.mode != "ar" and denoiser.mask_token_id is None:
+        raise UsageError(
+            f"mode {options.mode!r}: this model has no mask token",
+            "use mode 'ar', or convert the model first",
+        )
+    if options.mode != "diffusion" and not denoiser.predicts_next:
+        raise UsageError(
+            f"mode {options.mode!r}: this model was not trained to predict next tokens",
+            "use mode 'diffusion'",
+        )
+    if not prompt_ids:
+        raise UsageError("the prompt has no tokens", "give a text")
+    strange = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
+    if strange:
+        raise UsageError(f"prompt token {strange[0]} is outside the vocabulary of {config.vocab_size}")
+    if len(prompt_ids) >= config.max_positions:
+        raise UsageError(
+            f"the prompt has {len(prompt_ids)} tokens, the model's context only {config.max_positions}",
+            f"shorten it to at most {config.max_positions - 1}",
+        )
+    beyond = [token for token in options.stop_token_ids or () if token >= config.vocab_size]
+    if beyond:
+        raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")
+    return min(options.max_tokens, config.max_positions - len(prompt_ids))
