@@ -203,10 +203,12 @@ def test_a_budget_is_kept_evenly(rule: Rule, length: int, num_steps: int, seed: 
     generator = torch.Generator().manual_seed(seed)
     is_open, steps = torch.ones(1, length, dtype=torch.bool), 0
     while is_open.any():
-        values = torch.rand(3, 1, length, generator=generator)
+        confidence, entropy, margin = torch.rand(3, 1, length, generator=generator)
         view = View(
             is_open,
-            *values,
+            confidence,
+            entropy,
+            margin,
             torch.arange(length)[None],
             (seed,),
             (steps,),

@@ -1,5 +1,6 @@
 """From logits to laws, from laws to tokens: the one filter and the one draw that every mode uses."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.errors import UsageError
 from unmask.rng import Stream, uniforms
 
 _USUAL_NUCLEUS = 1024
@@ -23,6 +25,19 @@ class Shaping(Protocol):
     def top_k(self) -> int: ...
     @property
     def top_p(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shaping by itself; as it stands, the model's own law. Raises UsageError for values out of range."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise UsageError(f"{self}: temperature and top_k must be 0 or more, top_p above 0 and at most 1")
 
 
 def sampling_law(logits: Tensor, shaping: Shaping) -> Tensor:
@@ -60,9 +75,9 @@ def draw(law: Tensor, noise: Tensor) -> Tensor:
     Float64 throughout: a token of probability 1e-15 keeps its chance. The law need not sum to one; a token of
     probability zero is never drawn.
     """
-    cumulative = law.cumsum(-1)
+    cumulative = law.cumsum(-1).contiguous()
     total = cumulative[..., -1:].contiguous()
-    index = torch.searchsorted(cumulative, noise[..., None] * total, right=True)
+    index = torch.searchsorted(cumulative, (noise[..., None] * total).contiguous(), right=True)
     last = torch.searchsorted(cumulative, total)  # the product may round up to the total
     return torch.minimum(index, last)[..., 0]
 

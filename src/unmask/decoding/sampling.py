@@ -1,0 +1,170 @@
+"""The sampling loop: whole canvases of noise, any process, any sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.candidates import Keys, Shape, draw
+from unmask.decoding.decision import Drift
+from unmask.decoding.sampler import Look, Sampler
+from unmask.diffusion.denoising import DenoiserFunction, Prediction
+from unmask.diffusion.process import Process
+from unmask.errors import UsageError
+from unmask.rng import Stream, uniforms
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Finished canvases.
+
+    `tokens`: (B, L). `decided_at`: (B, L) the forward that last changed each token, 0 for none. `num_forwards`: (B,)
+    calls of the denoiser until the row was finished.
+    """
+
+    tokens: Tensor
+    decided_at: Tensor
+    num_forwards: Tensor
+
+
+@torch.no_grad()
+def sample(
+    denoiser: DenoiserFunction,
+    process: Process,
+    tokens: Tensor,
+    free: Tensor,
+    sampler: Sampler,
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    prediction: Prediction | None = None,
+    shape: Shape | None = None,
+    start: int = 0,
+) -> Sampled:
+    """Fill the `free` (B, L) bool positions of `tokens` (B, L) in at most `steps` forwards; the others are given.
+
+    `prediction`: the kind of law the denoiser predicts, the process's own unless given. `shape` of that law: as it is
+    unless given. `seeds`: one for each row. `start`: place of the first column in the sequence, a key of the noise.
+    After each forward the denoiser's probabilities are its next belief. Rows depend on nothing but themselves, as far
+    as the denoiser's do. Raises UsageError for a sampler that does not fit the process, a schedule that does not
+    begin at clean tokens, and inputs that do not fit each other.
+    """
+    _check(process, tokens, free, sampler, steps, seeds)
+    rows, length = tokens.shape
+    device, shape = tokens.device, shape or Shape()
+    keys = Keys(tuple(seeds), torch.arange(start, start + length).expand(rows, -1), (0,) * rows)
+    tokens = torch.where(free, _prior(process, length, keys).to(device), tokens)
+    noisy, active, now = free, free.any(-1), 1.0
+    decided_at, num_forwards = torch.zeros_like(tokens), torch.zeros(rows, dtype=torch.int64, device=device)
+    best, steady = torch.full_like(tokens, -1), torch.full_like(tokens, -1)
+    confidence = torch.zeros(rows, length, device=device)
+    belief: Tensor | None = None
+    drift, moves = Drift(sampler.memory), sampler.moves(steps, process.schedule)
+
+    for step, move in enumerate(moves, start=1):
+        if not active.any():
+            break
+        keys = Keys(keys.seeds, keys.positions, (step,) * rows)
+        writable = free & active[:, None]
+        if move.t > now:
+            risen = process.transition(
+                tokens, *torch.tensor([now, move.t], dtype=torch.float64, device=device)
+            )
+            tokens = torch.where(writable, draw(risen, keys.noise(Stream.CORRUPTION).to(device)), tokens)
+        time = sampler.time(process, noisy, free, move)
+        logits = _without_mask(denoiser(tokens, time, belief), process)
+        belief = logits.softmax(-1)
+        last, best = best, logits.argmax(-1)
+        steady = torch.where(best == last, steady + 1, 0)
+        look = Look(
+            process=process,
+            tokens=tokens,
+            free=free,
+            time=time,
+            move=move,
+            logits=logits,
+            kind=prediction or process.prediction,
+            shape=shape,
+            confidence=confidence,
+            steady=steady,
+            changes=drift.update(logits),
+            keys=keys,
+            steps_left=len(moves) - step + 1,
+        )
+        after = sampler.step(look)
+        written = torch.where(writable, after.tokens, tokens)
+        changed = written != tokens
+        decided_at = decided_at.masked_fill(changed, step)
+        likely = belief.gather(-1, written.clamp_max(belief.shape[-1] - 1)[..., None])[..., 0]
+        confidence = likely.to(confidence.dtype).where(changed, confidence)
+        num_forwards = num_forwards + active
+        tokens, noisy, now = written, after.noisy & writable, move.s
+        active = active & ~after.finished
+    return Sampled(tokens, decided_at, num_forwards)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A denoiser led by two: log p = weight log p_conditional + (1 - weight) log p_unconditional, normalised.
+
+    Classifier-free guidance on the law of the clean token (Schiff et al. 2024, arXiv 2412.10193; Nie et al. 2025,
+    arXiv 2502.09992). Weight 1 is the conditional denoiser, 0 the unconditional one. What either rules out stays ruled
+    out. Each call is two forwards of a model.
+    """
+
+    conditional: DenoiserFunction
+    unconditional: DenoiserFunction
+    weight: float
+
+    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+        """Return logits (B, L, K) of noisy tokens (B, L); both denoisers are given the same belief."""
+        wanted = self.conditional(tokens, time, belief).log_softmax(-1)
+        plain = self.unconditional(tokens, time, belief).log_softmax(-1)
+        is_possible = (wanted > -torch.inf) & (plain > -torch.inf)
+        return (self.weight * wanted + (1 - self.weight) * plain).where(is_possible, -torch.inf)
+
+
+def _check(
+    process: Process, tokens: Tensor, free: Tensor, sampler: Sampler, steps: int, seeds: Sequence[int]
+) -> None:
+    sampler.check(process)
+    left = 1 - float(process.schedule.alpha(torch.zeros((), dtype=torch.float64)))
+    if left > 1e-9:
+        raise UsageError(
+            f"{sampler} cannot end at clean tokens: {process.schedule} leaves {left:.3g} of them noisy at time 0",
+            "sample with a schedule that begins at 1",
+        )
+    if (
+        tokens.ndim != 2
+        or tokens.shape != free.shape
+        or free.dtype != torch.bool
+        or len(seeds) != len(tokens)
+    ):
+        raise UsageError(
+            f"tokens {tuple(tokens.shape)}, free {tuple(free.shape)} {free.dtype} and {len(seeds)} seeds do not fit",
+            "give (B, L), (B, L) booleans and B seeds",
+        )
+    if steps < 1:
+        raise UsageError(f"steps={steps} must be at least 1")
+    given = tokens[~free]
+    if ((given < 0) | (given >= process.vocab_size) | process.is_masked(given)).any():
+        raise UsageError(
+            f"given positions hold tokens outside the vocabulary of {process.vocab_size}", "free them"
+        )
+
+
+def _prior(process: Process, length: int, keys: Keys) -> Tensor:
+    """Draw pure noise, every row by a generator of its own: (B, length)."""
+    first = keys.positions[:, :1].numpy()
+    draws = uniforms(keys.seeds, first, keys.steps, Stream.CORRUPTION)[:, 0]
+    generators = [torch.Generator().manual_seed(int(value * 2**53)) for value in draws]
+    return torch.stack([process.prior((length,), generator) for generator in generators])
+
+
+def _without_mask(logits: Tensor, process: Process) -> Tensor:
+    """Rule out the mask as a clean token where its id is one of the vocabulary's."""
+    mask = process.mask_token_id
+    if mask is None or mask >= logits.shape[-1]:
+        return logits
+    return logits.index_fill(-1, torch.tensor(mask, device=logits.device), -torch.inf)
