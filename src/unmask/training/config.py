@@ -25,9 +25,11 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ModelTable(Table):
-    """The transformer; its vocabulary is the tokenizer's."""
+class NewModelTable(Table):
+    """A transformer with random weights; its vocabulary is the tokenizer's, and a mask where the noise has one."""
 
+    name: Literal["new"] = "new"
+    """Start from random weights."""
     hidden_size: Positive
     """Width D."""
     num_layers: Positive
@@ -46,6 +48,36 @@ class ModelTable(Table):
     """Normalise queries and keys, which keeps attention stable at high learning rates."""
     rope_theta: Rate = 10_000.0
     """Base of the rotary embedding's wavelengths."""
+
+    def transformer(self, vocab_size: int, *, max_positions: int) -> TransformerConfig:
+        """Return the transformer's shape, for `vocab_size` embeddings: the tokenizer's, and a mask where needed."""
+        return TransformerConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            intermediate_size=self.intermediate_size,
+            max_positions=max_positions,
+            rope=RopeConfig(theta=self.rope_theta),
+            tie_embeddings=self.tie_embeddings,
+            qk_norm=self.qk_norm,
+        )
+
+
+class BaseModelTable(Table):
+    """A transformer with the weights of another model, all of which are trained."""
+
+    name: Literal["base"] = "base"
+    """Start from another model."""
+    base: str
+    """Catalogue name, folder or hub id."""
+    untie_embeddings: bool = False
+    """Give a model whose output matrix is its embeddings an output matrix of its own."""
+
+
+ModelTable = NewModelTable | BaseModelTable
 
 
 class DataTable(Table):
@@ -73,8 +105,11 @@ class DiffusionTable(Table):
     """What noise does to a token: masked, uniform, hybrid, or the name of another package's process."""
     schedule: str = "linear"
     """How the noise depends on time, as NAME or NAME:NUMBER: linear, cosine, polynomial:2, log-linear, clipped, ..."""
-    block_length: Positive | None = None
-    """Tokens that are denoised together, after the clean text before them; without it the whole piece."""
+    block_lengths: tuple[Positive, ...] = ()
+    """Tokens that are denoised together, after the clean text before them; of several, one is drawn for each piece.
+    None for the whole piece."""
+    random_phase: bool = False
+    """Cut the first block of each piece short at random, so that blocks may begin anywhere."""
     weighting: Literal["bound", "cross_entropy"] = "bound"
     """Weight of the terms: that of the likelihood bound, or plain cross-entropy."""
     times: Literal["low-discrepancy", "independent", "exact-count"] = "low-discrepancy"
@@ -172,7 +207,7 @@ class RunTable(Table):
 class TrainingConfig(Table):
     """All that decides a training run on given shards."""
 
-    model: ModelTable
+    model: Annotated[ModelTable, Field(discriminator="name")]
     data: DataTable
     objective: Annotated[ObjectiveTable, Field(discriminator="name")]
     optimizer: Annotated[OptimizerTable, Field(discriminator="name")] = AdamWTable()
@@ -184,25 +219,9 @@ class TrainingConfig(Table):
             raise ValueError(
                 f"run.forward_tokens={self.run.forward_tokens} must exceed data.length={self.data.length}"
             )
-        self.transformer(1)
+        if isinstance(self.model, NewModelTable):
+            self.model.transformer(1, max_positions=self.data.length + 1)
         return self
-
-    def transformer(self, vocab_size: int) -> TransformerConfig:
-        """Return the transformer's shape, for `vocab_size` embeddings: the tokenizer's, and a mask where needed."""
-        model = self.model
-        return TransformerConfig(
-            vocab_size=vocab_size,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            head_size=model.head_size,
-            intermediate_size=model.intermediate_size,
-            max_positions=self.data.length + 1,
-            rope=RopeConfig(theta=model.rope_theta),
-            tie_embeddings=model.tie_embeddings,
-            qk_norm=model.qk_norm,
-        )
 
     def to_toml(self) -> str:
         """Return the configuration with every default written out, as a file that gives the same one again."""
@@ -214,6 +233,7 @@ class TrainingConfig(Table):
 
 
 VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
+    "model": {"new": NewModelTable, "base": BaseModelTable},
     "objective": {"ar": AutoregressiveTable, "diffusion": DiffusionTable, "joint": JointTable},
     "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
 }
@@ -233,9 +253,10 @@ def read_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
         raise UsageError(f"{path} is not TOML: {error}") from error
     for setting in settings:
         _set(content, setting)
-    # A table without a name is of its first kind.
     if isinstance(optimizer := content.get("optimizer"), dict):
         optimizer.setdefault("name", "adamw")
+    if isinstance(model := content.get("model"), dict):
+        model.setdefault("name", "base" if "base" in model else "new")
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
