@@ -1,5 +1,7 @@
 """What ancestral sampling ends with, by products of transition matrices over all states of a sequence."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from enumerated import Table, ancestral_law, divergence
@@ -36,3 +38,6 @@ def test_with_the_posterior_in_its_place_more_steps_do_not_help(noise: str) -> N
     _, some, more, most = gaps(process, Table.random(3, 2), "posterior")
     assert some > 0.08
     assert most >= more >= some
+    if noise == "uniform":
+        page = (Path(__file__).parents[2] / "docs" / "diffusion.md").read_text()
+        assert f"stays {most:.2f} nats away" in page

@@ -260,3 +260,43 @@ def test_belief_is_the_first_prediction_without_gradient(share: float) -> None:
     assert torch.equal(believed.all(-1), believed.any(-1))
     assert float(believed[:, 0].float().mean()) == pytest.approx(share, abs=0.1)
     assert torch.allclose(second[believed], torch.arange(4.0).softmax(-1))
+
+
+@pytest.mark.parametrize("noise", ["masked", "uniform"])
+def test_half_precision_logits_are_scored_in_float32(noise: str) -> None:
+    process = build_process(noise, 4, 4, Linear())
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randint(4, (5, 6), generator=generator)
+    noised = LowDiscrepancy().noise(x0, process, generator, trained=torch.ones_like(x0, dtype=torch.bool))
+    logits = torch.randn(5, 6, 4, generator=generator).bfloat16()
+    found = token_losses(logits, x0, noised, process)
+    assert torch.equal(found, token_losses(logits.float(), x0, noised, process))
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noise", ["masked", "uniform", "hybrid:0.2"])
+def test_a_gpu_gives_the_same_with_the_same_generator(noise: str) -> None:
+    process = build_process(noise, 50, 50, Linear())
+    x0 = torch.randint(50, (8, 32), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(51, 50, generator=torch.Generator().manual_seed(1))
+    for times in (LowDiscrepancy(), ExactCount()) if noise == "masked" else (LowDiscrepancy(),):
+        totals, laws = [], []
+        for device in ("cpu", "cuda"):
+            generator = torch.Generator().manual_seed(2)
+            table = logits.to(device)
+
+            def denoise(
+                tokens: Tensor, time: Tensor, belief: Tensor | None = None, table: Tensor = table
+            ) -> Tensor:
+                return table[tokens]
+
+            rows = x0.to(device)
+            loss = diffusion_loss(denoise, rows, process, generator, times=times, belief_share=0.5)
+            totals.append(float(loss.total))
+            noisy = process.prior((8, 32), generator).to(device)
+            law = table[noisy].log_softmax(-1)
+            t = torch.full((8, 1), 0.7, device=device)
+            laws.append(process.posterior(law, noisy, t / 2, t).cpu())
+        assert totals[1] == pytest.approx(totals[0], rel=1e-5)
+        assert torch.allclose(*laws, atol=1e-6)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +137,19 @@ def test_geometry_matters_more_than_the_number_of_rounds() -> None:
     later = sum(entropies) - 8 * entropies[0]
     first = 7 * (math.log(2) - entropies[0])
     assert neighbours == pytest.approx(first + 7 * later)
+
+
+def test_the_documented_table() -> None:
+    chain = flipping(0.1)
+    page = (Path(__file__).parents[2] / "docs" / "diffusion.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", page, flags=re.MULTILINE)
+    assert [row[0] for row in rows] == ["4", "8", "16", "32"]
+    for number, run, random, stride in rows:
+        count, generator = int(number), torch.Generator().manual_seed(0)
+        assert f"{chain.schedule_kl(left_to_right(64, count)):.3g}" == run
+        assert f"{chain.schedule_kl(strided(64, count)):.3g}" == stride
+        mean = sum(chain.schedule_kl(shuffled(64, count, generator)) for _ in range(5)) / 5
+        assert mean == pytest.approx(float(random), rel=0.2)
 
 
 @given(st.integers(1, 40), st.data())

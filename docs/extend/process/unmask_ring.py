@@ -65,7 +65,7 @@ class Ring(Process):
 
     def prior_nll(self, x0: Tensor) -> Tensor:
         end = self.marginal(x0, torch.ones((), dtype=torch.float64, device=x0.device))
-        return torch.special.xlogy(end, end * self.vocab_size).sum(-1)
+        return (end * (end * self.vocab_size).clamp_min(_LEAST).log()).sum(-1)
 
     def convert(
         self, prediction: Tensor, xt: Tensor, t: Tensor, *, source: Prediction, target: Prediction

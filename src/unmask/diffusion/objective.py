@@ -70,13 +70,14 @@ def token_losses(
     weighting: Weighting = "bound",
     prediction: Prediction | None = None,
 ) -> Tensor:
-    """Return every token's term of the loss in nats, zero where not trained: (...).
+    """Return every token's term of the loss in nats, zero where not trained: (...), float32 at least.
 
     `logits` (..., K) of the clean tokens `x0` (...). The shapes are those of `noised`, also after `Noised.at`: under
     masked noise only masked tokens have a term, so that logits elsewhere need not be computed.
     """
     source = prediction or process.prediction
-    law = _without_mask(logits, process).log_softmax(-1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    law = _without_mask(logits, process).log_softmax(-1, dtype=dtype)
     if weighting == "cross_entropy" or noised.weight is not None:
         losses = process.cross_entropy(law, x0, noised.tokens, noised.time, source=source)
         if weighting == "bound" and noised.weight is not None:
