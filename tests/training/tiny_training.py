@@ -1,8 +1,11 @@
 """A training run small enough for a test: a corpus, a transformer and its next-token loss.
 
-As a program it runs one: python tiny_training.py FOLDER SHARDS [table.key=value ...]
+As a program it runs one: python tiny_training.py FOLDER SHARDS [table.key=value ...]. It kills itself after the step
+that TINY_TRAINING_DIES_AT names.
 """
 
+import os
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +20,7 @@ from torch import Tensor
 from unmask.layout import Layout, Segment
 from unmask.model.transformer import Transformer
 from unmask.training.batches import Batch
-from unmask.training.config import TrainingConfig
+from unmask.training.config import NewModelTable, TrainingConfig
 from unmask.training.initialisation import random_transformer
 from unmask.training.journal import TrainingEvent
 from unmask.training.loss import LossSum
@@ -90,6 +93,7 @@ def tiny_config(*settings: str) -> TrainingConfig:
         table, key = place.split(".")
         content[table][key] = tomllib.loads(f"value = {value}")["value"]
     content["optimizer"].setdefault("name", "adamw")
+    content["model"].setdefault("name", "new")
     return TrainingConfig.model_validate(content)
 
 
@@ -103,9 +107,7 @@ class NextToken:
         lengths = [end - begin for begin, end in zip(batch.bounds, batch.bounds[1:], strict=False)]
         embedded = self.transformer.embed_tokens(batch.tokens)
         noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
-        hidden = self.transformer(
-            embedded + 0.01 * noise, Layout([Segment(0, length) for length in lengths])
-        )
+        hidden = self.transformer(embedded + 0.01 * noise, Layout([Segment(0, length) for length in lengths]))
         is_target = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
         is_target[list(batch.bounds[:-1])] = False
         target = is_target.nonzero()[:, 0]
@@ -115,12 +117,12 @@ class NextToken:
         return {"ar": LossSum(losses, batch.num_scored), "half": LossSum(losses / 2, batch.num_scored, 0.1)}
 
 
-def tiny_recipe(config: TrainingConfig, shards: Shards, *, vocab_size: int | None = None) -> Recipe:
+def tiny_recipe(config: TrainingConfig, shards: Shards) -> Recipe:
     """Return a random transformer, its next-token loss, and ways to sample and export it."""
     generator = torch.Generator().manual_seed(config.run.seed)
-    transformer = random_transformer(
-        config.transformer(vocab_size or shards.manifest.vocab_size), generator
-    )
+    assert isinstance(config.model, NewModelTable)
+    shape = config.model.transformer(shards.manifest.vocab_size, max_positions=config.data.length + 1)
+    transformer = random_transformer(shape, generator)
 
     @torch.inference_mode()
     def sample(step: int) -> str:
@@ -155,8 +157,14 @@ def train(
 
 def main(arguments: Sequence[str]) -> None:
     folder, shards, *settings = arguments
+    last = int(os.environ.get("TINY_TRAINING_DIES_AT", "0"))
+
+    def observe(event: TrainingEvent) -> None:
+        if event.record is not None and event.record.split == "train" and event.record.step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     with joined_workers("cpu") as workers:
-        train(Path(folder), Shards.open(Path(shards)), *settings, workers=workers)
+        train(Path(folder), Shards.open(Path(shards)), *settings, observe=observe, workers=workers)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unmask.cli.arguments import (
     DEFAULT_MODEL,
@@ -20,6 +18,7 @@ from unmask.cli.arguments import (
     SeedOption,
 )
 from unmask.cli.output import print_json, print_line
+from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
 from unmask.errors import UsageError
 
@@ -91,10 +90,11 @@ def convert(
     from unmask.training.conversion import Conversion
 
     conversion = Conversion(config, out, opened.checkpoint)
-    with _Display() as display:
-        conversion.run(display.show)
+    measured: list[StepRecord] = []
+    with RunBar() as bar:
+        conversion.run(lambda event: _show(event, bar, measured))
     if json:
-        print_json({"folder": str(out), "held_out": [asdict(record) for record in display.measured]})
+        print_json({"folder": str(out), "held_out": [asdict(record) for record in measured]})
         return
     print_line(f"the adapter is in {out}: unmask generate {out} PROMPT --mode speculative")
 
@@ -112,42 +112,16 @@ def _validated(settings: dict[str, object]) -> "ConversionConfig":
         raise UsageError(f"{name}{fault['msg']}", "see unmask convert --help") from error
 
 
-class _Display:
-    """A bar on a terminal, else one line for every measurement."""
-
-    def __init__(self) -> None:
-        self.measured: list[StepRecord] = []
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def show(self, event: "ConversionEvent") -> None:
-        if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._progress.add_task(event.stage, total=event.total, detail="")
-        record = event.record
-        detail = f"{event.done:,.0f} tokens"
-        if record is not None:
-            detail = f"step {record.step}, loss {record.loss:.3f}, {record.num_tokens:,} tokens"
-        if record is not None and record.split == "held_out":
-            self.measured.append(record)
-            self._console.print(_line(record))
-        else:
-            self._progress.update(self._tasks[event.stage], completed=event.done, detail=detail)
+def _show(event: "ConversionEvent", bar: RunBar, measured: "list[StepRecord]") -> None:
+    record = event.record
+    if record is not None and record.split == "held_out":
+        measured.append(record)
+        bar.print(_line(record))
+        return
+    detail = f"{event.done:,.0f} tokens"
+    if record is not None:
+        detail = f"step {record.step}, loss {record.loss:.3f}, {record.num_tokens:,} tokens"
+    bar.show(event.stage, event.done, event.total, detail)
 
 
 def _line(record: "StepRecord") -> str:

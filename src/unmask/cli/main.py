@@ -14,14 +14,16 @@ import typer
 from unmask import __version__
 from unmask.cli.chat import chat
 from unmask.cli.convert import convert
+from unmask.cli.data import data
 from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
 from unmask.cli.failure import Failure
 from unmask.cli.generate import generate
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
+from unmask.cli.train import train
 
-COMMANDS = (generate, chat, demo, convert, models, doctor)
+COMMANDS = (generate, chat, demo, data, train, convert, models, doctor)
 """In the order of the help page; a command is called like its function."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")

@@ -77,7 +77,7 @@ def load_checkpoint(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", f"choose from {', '.join(_DTYPES)}")
-    place = _usable_device(device)
+    place = usable_device(device)
     finder = Finder(cache_directory(cache_dir), offline=offline, progress=progress or _say_nothing)
     card = find_card(source)
     if card is None and _is_adapter(Path(source).expanduser()):
@@ -285,7 +285,7 @@ def _described(
     )
 
 
-def _usable_device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """Return the device called `name`; raise UsageError when torch does not know it or cannot use it here."""
     try:
         return torch.empty(0, device=name).device

@@ -136,14 +136,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder that `unmask data` made; `held_out` is None where nothing was held out.
-
-    `identity` names the content: the same tokens in the same order, under the same tokenizer.
-    """
+    """A folder that `unmask data` made; `held_out` is None where nothing was held out."""
 
     folder: Path
     manifest: Manifest
-    identity: str
     train: Split
     held_out: Split | None
 
@@ -154,13 +150,17 @@ class Shards:
         if not path.is_file():
             raise UsageError(f"{folder} holds no {MANIFEST_FILE}", "make the shards with unmask data")
         try:
-            content = path.read_bytes()
-            manifest = Manifest.model_validate_json(content)
+            manifest = Manifest.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}", _REMEDY) from error
         splits = {name: _open_split(folder, entry) for name, entry in manifest.splits.items()}
-        identity = hashlib.blake2b(content, digest_size=16).hexdigest()
-        return cls(folder, manifest, identity, splits["train"], splits.get("held_out"))
+        return cls(folder, manifest, splits["train"], splits.get("held_out"))
+
+    @property
+    def identity(self) -> str:
+        """A name for the content: the same for the same tokens in the same order."""
+        content = self.manifest.model_dump_json(include={"splits", "vocab_size", "end_token_id"})
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
         """Read the tokenizer that the tokens belong to."""
