@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.diffusion import Prediction, Process
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""Noisy tokens (M, L) at one time (scalar) -> log-probabilities (M, L, K)."""
+"""Noisy tokens (M, L) at times (...) -> log-probabilities, (..., M, L, K) or (M, L, K) at all times alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ class Table:
         return self.sequences[torch.multinomial(self.chances, count, replacement=True, generator=generator)]
 
     def joint(self, process: Process, noisy: Tensor, t: Tensor) -> Tensor:
-        """Return p(x) q(z | x): (M noisy sequences, V^L)."""
+        """Return p(x) q(z | x) at times (...) for M noisy sequences: (..., M, V^L)."""
         return self.chances * self._factors(process, noisy, t).prod(-1)
 
     def predict(self, process: Process, noisy: Tensor, t: Tensor, kind: Prediction) -> Tensor:
-        """Return the exact law of every token, -inf for the impossible: (M, L, K)."""
+        """Return the exact law of every token, -inf for the impossible: (..., M, L, K)."""
         factors = self._factors(process, noisy, t)
         if kind == "posterior":
             weights = (self.chances * factors.prod(-1))[..., None].expand_as(factors)
@@ -64,7 +64,7 @@ class Table:
                 factors[..., [j for j in range(self.length) if j != i]].prod(-1) for i in range(self.length)
             ]
             weights = self.chances[:, None] * torch.stack(others, -1)
-        laws = torch.einsum("mxl,xlk->mlk", weights, self.one_hot)
+        laws = torch.einsum("...mxl,xlk->...mlk", weights, self.one_hot)
         # Noisy sequences that cannot be have no law; a uniform one keeps nan out of sums that they do not enter.
         total = laws.sum(-1, keepdim=True)
         return torch.where(total > 0, laws / total, 1 / self.vocab_size).log()
@@ -88,40 +88,37 @@ class Table:
             for row in law:
                 yield float(row.sum()), Table(self.vocab_size, size, row / row.sum())
 
-    def integrand(self, process: Process, predictor: Predictor, t: Tensor) -> float:
-        """Return the mean of the bound's integrand at one time: nats per sequence."""
-        noisy = every_sequence(process.num_states, self.length)
-        joint = self.joint(process, noisy, t)
-        possible = joint.sum(-1) > 0
-        noisy, joint = noisy[possible], joint[possible]
-        prediction = predictor(noisy, t)[:, None].expand(-1, len(self.sequences), -1, -1)
-        shape = (*joint.shape, self.length)
-        x0, xt = self.sequences.expand(shape), noisy[:, None].expand(shape)
-        nats = process.nll(prediction, x0, xt, t).sum(-1)
+    def integrand(self, process: Process, predictor: Predictor, t: Tensor) -> Tensor:
+        """Return the mean of the bound's integrand at times (...): nats per sequence, (...)."""
+        joint, prediction, x0, xt = self._pairs(process, predictor, t)
+        nats = process.nll(prediction, x0, xt, t[..., None, None, None]).sum(-1)
+        return (joint * nats.where(joint > 0, 0)).sum((-1, -2))
+
+    def reconstruction(self, process: Process, predictor: Predictor) -> float:
+        start = torch.zeros((), dtype=torch.float64)
+        joint, prediction, x0, xt = self._pairs(process, predictor, start)
+        nats = process.cross_entropy(prediction, x0, xt, start, source=process.prediction).sum(-1)
         return float((joint * nats.where(joint > 0, 0)).sum())
 
     def bound(self, process: Process, predictor: Predictor) -> float:
         """Return the whole negative evidence lower bound: nats per sequence."""
         nodes, weights = quadrature()
-        pairs = zip(nodes, weights.tolist(), strict=True)
-        diffusion = sum(float(weight) * self.integrand(process, predictor, node) for node, weight in pairs)
+        diffusion = float((weights * self.integrand(process, predictor, nodes)).sum())
         prior = float((self.chances[:, None] * process.prior_nll(self.sequences)).sum())
         return prior + diffusion + self.reconstruction(process, predictor)
 
-    def reconstruction(self, process: Process, predictor: Predictor) -> float:
-        start = torch.zeros((), dtype=torch.float64)
+    def _pairs(self, process: Process, predictor: Predictor, t: Tensor) -> tuple[Tensor, ...]:
+        """Return every noisy sequence with every clean one: joint, prediction, x0, xt."""
         noisy = every_sequence(process.num_states, self.length)
-        joint = self.joint(process, noisy, start)
+        joint = self.joint(process, noisy, t)
         shape = (*joint.shape, self.length)
-        prediction = predictor(noisy, start)[:, None].expand(*shape, -1)
-        x0, xt = self.sequences.expand(shape), noisy[:, None].expand(shape)
-        nats = process.cross_entropy(prediction, x0, xt, start, source=process.prediction).sum(-1)
-        return float((joint * nats.where(joint > 0, 0)).sum())
+        prediction = predictor(noisy, t)[..., None, :, :].expand(*shape, self.vocab_size)
+        return joint, prediction, self.sequences.expand(shape), noisy[:, None].expand(shape)
 
     def _factors(self, process: Process, noisy: Tensor, t: Tensor) -> Tensor:
-        """Return q(z_i | x_i): (M, V^L, L)."""
-        law = process.marginal(torch.arange(self.vocab_size), t)
-        return law[self.sequences[None], noisy[:, None]]
+        """Return q(z_i | x_i): (..., M, V^L, L)."""
+        law = process.marginal(torch.arange(self.vocab_size).expand(*t.shape, -1), t[..., None])
+        return law[..., self.sequences[None], noisy[:, None]]
 
 
 def every_sequence(num_values: int, length: int) -> Tensor:

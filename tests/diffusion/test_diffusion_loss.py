@@ -299,4 +299,4 @@ def test_a_gpu_gives_the_same_with_the_same_generator(noise: str) -> None:
             t = torch.full((8, 1), 0.7, device=device)
             laws.append(process.posterior(law, noisy, t / 2, t).cpu())
         assert totals[1] == pytest.approx(totals[0], rel=1e-5)
-        assert torch.allclose(*laws, atol=1e-6)
+        assert torch.allclose(laws[0], laws[1], atol=1e-6)
