@@ -128,7 +128,7 @@ def test_hybrid_noise_without_masks_cannot_be_had() -> None:
 
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
 def test_masked_score_entropy_is_the_masked_integrand_sample_by_sample(t: float) -> None:
-    """SEDD (arXiv 2310.16834, eq. 5): sum over y != z of rate (score - r log score + r (log r - 1))."""
+    """SEDD (arXiv 2310.16834): sum over y != z of rate (score - r log score + r (log r - 1))."""
     generator = torch.Generator().manual_seed(0)
     process = Masked(4, 4, Linear())
     prediction = torch.randn(5, 4, generator=generator, dtype=torch.float64).log_softmax(-1)

@@ -82,7 +82,7 @@ class MarkovChain:
         """Return KL(law || law of decoding the given positions round by round), in nats.
 
         Each round draws its tokens independently from their exact conditionals given all earlier rounds. What that
-        costs is the conditional total correlation of the round (Li & Cai 2025, arXiv 2505.21400).
+        costs is the conditional total correlation of the round (arXiv 2608.25505).
         """
         known: list[int] = []
         total = 0.0

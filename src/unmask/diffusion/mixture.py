@@ -35,7 +35,7 @@ class Mixture(Process):
     """x_t given x_0 = x is alpha [x] + uniform / K + mask [m], with kernels to match.
 
     The kernel from s to t keeps a state with alpha_t / alpha_s, and else draws from what the levels at t hold more
-    than the levels at s have kept (von Rütte et al. 2025, GIDD, arXiv 2503.04482, eq. 7).
+    than the levels at s have kept (von Rütte et al. 2025, GIDD, arXiv 2503.04482).
     """
 
     @abstractmethod
@@ -133,7 +133,7 @@ class UniformMixture(Mixture):
     def nll(self, prediction: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return w [KL(q || phat) + rho - log rho - 1] with q the law of x_t given x_0 and rho = q(x_t) / phat(x_t).
 
-        The weight w is the rate of jumps into the state x_t over q(x_t): GIDD (arXiv 2503.04482), theorem 1.
+        The weight w is the rate of jumps into the state x_t over q(x_t): GIDD, arXiv 2503.04482.
         """
         dtype, size = prediction.dtype, self.vocab_size
         levels = self.levels(t.double())

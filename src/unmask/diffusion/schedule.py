@@ -118,7 +118,7 @@ class LogLinear(Schedule):
 class Clipped(Schedule):
     """alpha = 1 - low - (high - low) t: noise rates uniform between `low` and `high`.
 
-    For training with little gradient variance (Arriola et al. 2025, BD3-LM, arXiv 2503.09573, section 5); its
+    For training with little gradient variance (Arriola et al. 2025, BD3-LM, arXiv 2503.09573); its
     integral alone is no bound.
     """
 

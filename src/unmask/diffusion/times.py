@@ -63,7 +63,7 @@ class Independent(TimeSampling):
 class LowDiscrepancy(TimeSampling):
     """Draw one time from each of B equal intervals, at one common offset, in random order.
 
-    Each row's time is still U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630, appendix I.1).
+    Each row's time is still U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630).
     """
 
     def noise(self, x0: Tensor, process: Process, generator: torch.Generator, *, trained: Tensor) -> Noised:
@@ -76,7 +76,7 @@ class LowDiscrepancy(TimeSampling):
 class ExactCount(TimeSampling):
     """Mask exactly k of a row's n trained tokens, k ~ U{1..n} in strata over rows; the weight is n / k.
 
-    The masked bound with time integrated out (Ou et al. 2024, RADD, arXiv 2406.03736, section 3.3), whatever the
+    The masked bound with time integrated out (Ou et al. 2024, RADD, arXiv 2406.03736), whatever the
     schedule: the variance of the number of masks is gone. For masked noise only.
     """
 
