@@ -1,0 +1,184 @@
+"""One forward of a batch: its parts packed, tokens drawn from its laws, its requests told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.candidates import Keys, draw, sampling_law
+from unmask.decoding.decision import Drift, decide
+from unmask.decoding.options import Options
+from unmask.decoding.speculation import accept
+from unmask.decoding.transcript import Transcript
+from unmask.engine.paged_cache import PagedCache
+from unmask.engine.request import Kind, Request
+from unmask.engine.scheduler import Share
+from unmask.model.denoiser import Denoiser
+from unmask.model.packed import Part, run_parts
+from unmask.rng import Stream
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a draft leaves for its verification: the law (B, V) of its tokens, and the AR logits (V,) before them."""
+
+    law: Tensor
+    next_logits: Tensor
+
+
+@dataclass(eq=False)
+class Job:
+    """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next."""
+
+    request: Request
+    options: Options
+    transcript: Transcript
+    drift: Drift = field(default_factory=lambda: Drift(0))
+    proposal: Proposal | None = None
+
+    @property
+    def shaping(self) -> tuple[float, int, float]:
+        """All that decides a sampling law besides logits."""
+        return self.options.temperature, self.options.top_k, self.options.top_p
+
+    def noise(self, length: int, stream: Stream) -> Tensor:
+        """Return the uniforms of `length` positions from the base on, at the coming forward: (length,) float64."""
+        request = self.request
+        places = range(request.base, request.base + length)
+        return Keys.of_one(self.options.seed, places, request.decode_number).noise(stream)[0]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The laws (M, V) that a job's share asked for, and what they settle."""
+
+    job: Job
+    kind: Kind
+    logits: Tensor
+
+    @property
+    def drawn(self) -> Tensor:
+        """The logits that a step or a draft draws one token from each; before a draft's stands a verifier's."""
+        return self.logits[1:] if self.kind == "draft" else self.logits
+
+
+class Runner:
+    """Runs shares of any mode in one forward over the pages, and lets each request take what came of it."""
+
+    def __init__(self, denoiser: Denoiser, cache: PagedCache) -> None:
+        self.denoiser, self.cache = denoiser, cache
+
+    def run(self, shares: Sequence[Share], jobs: Mapping[int, Job]) -> None:
+        """Run a batch's shares; `jobs` by request number."""
+        # Attention serves neighbours of one shape in one call.
+        shares = sorted(shares, key=lambda share: (share.begin, share.end, share.num_tokens, share.stores))
+        requests = [share.request for share in shares]
+        rows = self.cache.rows(
+            [request.table for request in requests], [request.num_stored for request in requests]
+        )
+        parts = [self._part(share, row) for row, share in enumerate(shares)]
+        logits = torch.split(run_parts(self.denoiser, parts, rows), [part.num_wanted for part in parts])
+        outcomes = []
+        for share, piece in zip(shares, logits, strict=True):
+            request = share.request
+            request.num_forwards += 1
+            if share.settles:
+                outcomes.append(_Outcome(jobs[request.number], request.kind, piece))
+            if (
+                not share.settles or request.kind != "verify"
+            ):  # a verdict says how much of the drafts to count
+                request.store(share.stored_end)
+        drawing = [outcome for outcome in outcomes if outcome.kind in ("step", "draft")]
+        drawing.sort(key=lambda outcome: outcome.job.shaping)
+        for _, alike in groupby(drawing, key=lambda outcome: outcome.job.shaping):
+            _draw(list(alike))
+        for outcome in outcomes:
+            if outcome.kind == "denoise":
+                _denoise(outcome.job, outcome.logits)
+            elif outcome.kind == "verify":
+                _verify(outcome.job, outcome.logits)
+
+    def _part(self, share: Share, row: int) -> Part:
+        request = share.request
+        tokens = request.decided(share.begin, share.end)
+        if not share.settles:
+            return Part(row, share.begin, tokens)
+        mask = self.denoiser.mask_token_id
+        canvas: Sequence[int | None]
+        match request.kind:
+            case "verify":
+                drafts = request.drafts
+                return Part(row, share.begin, [*tokens, *drafts], num_laws=len(drafts))
+            case "step":
+                canvas = ()
+            case "draft" | "denoise":
+                canvas = request.canvas or [None] * request.num_open
+                assert mask is not None  # admit
+        return Part(
+            row,
+            share.begin,
+            tokens,
+            store=share.stores,
+            num_laws=0 if request.kind == "denoise" else 1,
+            canvas=[mask if token is None else token for token in canvas],  # type: ignore[misc]
+            places=[place for place, token in enumerate(canvas) if token is None],
+        )
+
+
+def _draw(outcomes: Sequence[_Outcome]) -> None:
+    """Draw the tokens of steps and drafts that are shaped alike, all at once."""
+    counts = [len(outcome.drawn) for outcome in outcomes]
+    law = sampling_law(torch.cat([outcome.drawn for outcome in outcomes]), outcomes[0].job.options)
+    noise = torch.cat(
+        [outcome.job.noise(count, Stream.TOKEN) for outcome, count in zip(outcomes, counts, strict=True)]
+    )
+    tokens = torch.split(draw(law, noise.to(law.device)).cpu(), counts)
+    for outcome, own_law, own_tokens in zip(outcomes, torch.split(law, counts), tokens, strict=True):
+        request = outcome.job.request
+        if outcome.kind == "step":
+            request.take_next(int(own_tokens[0]))
+        else:
+            outcome.job.proposal = Proposal(own_law, outcome.logits[0])
+            request.propose(own_tokens.tolist())
+
+
+def _denoise(job: Job, logits: Tensor) -> None:
+    """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
+    request, options = job.request, job.options
+    assert options.rule is not None  # resolve
+    if not request.canvas:
+        job.drift = Drift(options.rule.memory)
+    length = request.num_open
+    is_open = torch.tensor([token is None for token in request.canvas or [None] * length])
+    spread = logits.new_zeros(length, logits.shape[1])
+    spread[is_open] = logits
+    decision = decide(
+        options.rule,
+        spread[None],
+        is_open[None],
+        options,
+        Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
+        steps_left=(request.steps_left,),
+        changes=job.drift.update(spread[None]),
+    )
+    places = decision.chosen[0].nonzero()[:, 0]
+    request.commit(dict(zip(places.tolist(), decision.candidates.tokens[0, places].tolist(), strict=True)))
+
+
+def _verify(job: Job, logits: Tensor) -> None:
+    """Accept the drafts that follow the AR law, and the verifier's own token after them."""
+    request, proposal = job.request, job.proposal
+    assert proposal is not None  # a draft came before
+    length, device = len(request.drafts), logits.device
+    verifier_law = sampling_law(torch.cat([proposal.next_logits[None], logits]), job.options)
+    verdict = accept(
+        torch.tensor(request.drafts, device=device),
+        proposal.law,
+        verifier_law,
+        job.noise(length, Stream.ACCEPT).to(device),
+        job.noise(length + 1, Stream.RESIDUAL).to(device),
+    )
+    job.proposal = None
+    request.accept(verdict.num_accepted, verdict.next_token)

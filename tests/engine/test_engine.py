@@ -1,0 +1,299 @@
+"""The engine against the reference loop: the same tokens, whatever runs beside a request and wherever its pages lie."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mixes
+import pytest
+import torch
+from mixes import TOKENIZER, denoiser_of, differences, essence, play, random_mix
+
+from unmask.decoding.candidates import Keys
+from unmask.decoding.generate import generate
+from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.rules import LeftToRight
+from unmask.engine.engine import Engine, Finished, Progress
+from unmask.engine.paged_cache import PagedRows
+from unmask.engine.pages import PageTable
+from unmask.engine.request import Request
+from unmask.engine.runner import Job
+from unmask.errors import UsageError
+from unmask.layout import Layout, Segment
+from unmask.model import packed
+from unmask.model.transformer import Transformer
+from unmask.rng import Stream
+
+PROMPT = (5, 9, 3, 14)
+
+
+def engine_of(kind: int = 0, **sizes: int) -> Engine:
+    return Engine(denoiser_of(kind), TOKENIZER, **{"num_pages": 64, "page_size": 4, **sizes})
+
+
+def options_of(mode: Mode, **changes: Any) -> Options:
+    return replace(Options(mode, max_tokens=12, block_length=None if mode == "ar" else 4), **changes)
+
+
+def faults_of(seed: int) -> Sequence[str]:
+    kind, mix = random_mix(seed)
+    return differences(kind, mix, play(mix))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_random_mix_writes_what_the_reference_loop_writes(seed: int) -> None:
+    assert faults_of(seed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_three_hundred_random_mixes() -> None:
+    num_preemptions = num_answers = num_aborted = 0
+    for seed in range(1000, 1300):
+        kind, mix = random_mix(seed)
+        played = play(mix)
+        assert differences(kind, mix, played) == [], f"mix {seed}"
+        num_preemptions += played.num_preemptions
+        num_answers += sum(generation is not None for generation in played.generations)
+        num_aborted += sum(generation is None for generation in played.generations)
+    assert num_preemptions > 60, "the pools are not tiny"
+    assert num_aborted > 60
+    assert num_answers > 900
+
+
+def _write_a_page_off(patch: pytest.MonkeyPatch) -> None:
+    write = PagedRows.write
+
+    def wrong(self: PagedRows, layer: int, rows: slice, start: int, *rest: Any) -> None:
+        size = self._cache.page_size
+        write(self, layer, rows, start - size if start >= size else start, *rest)
+
+    patch.setattr(PagedRows, "write", wrong)
+
+
+def _trust_stale_pages(patch: pytest.MonkeyPatch) -> None:
+    """A request that was preempted takes pages as they come for the ones it had."""
+    clear, adopt = PageTable.clear, PageTable.adopt
+    had: dict[PageTable, int] = {}
+
+    def wrong_clear(self: PageTable) -> None:
+        had[self] = max(had.get(self, 0), len(self.pages) - 1)
+        clear(self)
+
+    def wrong_adopt(self: PageTable, tokens: Sequence[int]) -> int:
+        found = adopt(self, tokens)
+        claimed = min(had.get(self, 0), self.pool.num_available) * self.pool.page_size
+        if found >= claimed:
+            return found
+        self.reserve(claimed)
+        return claimed
+
+    patch.setattr(PageTable, "clear", wrong_clear)
+    patch.setattr(PageTable, "adopt", wrong_adopt)
+
+
+def _key_noise_by_request(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: Job, length: int, stream: Stream) -> Any:
+        places = range(self.request.base, self.request.base + length)
+        return Keys.of_one(self.request.number, places, self.request.decode_number).noise(stream)[0]
+
+    patch.setattr(Job, "noise", wrong)
+
+
+def _change_segments(patch: pytest.MonkeyPatch, change: Callable[[Segment], Segment]) -> None:
+    def wrong(*arguments: Any, **rest: Any) -> Segment:
+        return change(Segment(*arguments, **rest))
+
+    patch.setattr(packed, "Segment", wrong)
+
+
+def _adapt_verifications(patch: pytest.MonkeyPatch) -> None:
+    _change_segments(
+        patch, lambda made: replace(made, adapter=made.adapter or (made.length > 1 and made.start > 6))
+    )
+
+
+def _see_backwards_only(patch: pytest.MonkeyPatch) -> None:
+    _change_segments(patch, lambda made: replace(made, causal=True))
+
+
+def _count_chunks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Request, "decode_number", property(lambda self: self.num_forwards if self.written.token_ids else 0)
+    )
+
+
+def _keep_rejected_drafts(patch: pytest.MonkeyPatch) -> None:
+    accept = Request.accept
+
+    def wrong(self: Request, num_accepted: int, next_token: int) -> None:
+        end = self.num_decided + len(self.drafts)
+        accept(self, num_accepted, next_token)
+        self.num_stored = min(end, self.num_decided)
+
+    patch.setattr(Request, "accept", wrong)
+
+
+FAULTS = {
+    "slot off by a page": _write_a_page_off,
+    "stale cache after preemption": _trust_stale_pages,
+    "noise keyed by request": _key_noise_by_request,
+    "adapter on in verification": _adapt_verifications,
+    "canvases causal": _see_backwards_only,
+    "chunks counted as decode forwards": _count_chunks,
+    "rejected drafts kept": _keep_rejected_drafts,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    FAULTS[name](monkeypatch)
+    for seed in range(40):
+        try:
+            if faults_of(seed):
+                return
+        except (AssertionError, ValueError, IndexError):
+            return
+    pytest.fail("forty mixes passed")
+
+
+@pytest.mark.parametrize("kind", [0, 4])
+def test_a_request_writes_the_same_alone_and_among_31_others(kind: int) -> None:
+    generator = random.Random(kind)
+    requests = [
+        (
+            tuple(generator.randint(2, 9) for _ in range(generator.randint(1, 24))),
+            mixes.random_options(generator, predicts_next=True),
+        )
+        for _ in range(32)
+    ]
+    together = engine_of(kind, num_pages=400, token_budget=300).generate(requests)
+    for request, among_others in zip(requests, together, strict=True):
+        (alone,) = engine_of(kind).generate([request])
+        assert essence(alone) == essence(among_others)
+
+
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that grows by (tokens, laws) with every forward of a backbone."""
+    seen: list[tuple[int, int]] = []
+    forward, logits = Transformer.forward, Transformer.logits
+
+    def counted(self: Transformer, inputs: torch.Tensor, layout: Layout, *rest: Any) -> torch.Tensor:
+        seen.append((layout.num_tokens, 0))
+        return forward(self, inputs, layout, *rest)
+
+    def headed(self: Transformer, hidden: torch.Tensor) -> torch.Tensor:
+        seen[-1] = (seen[-1][0], seen[-1][1] + len(hidden))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(Transformer, "forward", counted)
+    monkeypatch.setattr(Transformer, "logits", headed)
+    return seen
+
+
+def test_a_step_is_one_forward_for_all_modes_and_the_head_runs_where_it_must(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(kind=3, token_budget=20)  # no logit shift
+    for mode in MODES:
+        engine.add(PROMPT, options_of(mode, rule=LeftToRight(2) if mode == "diffusion" else None))
+    engine.add((2, 3) * 10, options_of("ar"))
+    seen = count_forwards(monkeypatch)
+    for _ in range(3):
+        engine.step()
+    assert seen == [
+        (3 * 4 + 8, 3),  # three ends of prefills, and a chunk
+        (1 + (1 + 4) + (1 + 4) + 9, 1 + 4 + (1 + 4)),  # step, denoise, draft; a chunk
+        (1 + 4 + 4 + 3, 1 + 2 + 4 + 1),  # step, denoise with two places open, verify; the end of a prefill
+    ]
+
+
+def test_events_tell_every_token_once_and_what_is_open() -> None:
+    engine = engine_of()
+    ids = {engine.add(PROMPT, options_of(mode, max_tokens=10)): mode for mode in MODES}
+    told: dict[int, list[int]] = {number: [] for number in ids}
+    canvases: dict[Mode, int] = dict.fromkeys(MODES, 0)
+    drafted: dict[Mode, int] = dict.fromkeys(MODES, 0)
+    while engine.has_work:
+        for event in engine.step():
+            match event:
+                case Progress(number, token_ids, canvas, drafts):
+                    told[number] += token_ids
+                    canvases[ids[number]] += bool(canvas)
+                    drafted[ids[number]] += bool(drafts)
+                    assert not canvas or canvas[0] is None, "what leads is decided"
+                case Finished(number, generation):
+                    assert tuple(told[number]) == generation.token_ids
+                    assert set(generation.seconds) == {"waiting", "prefill", "decode"}
+                    assert min(generation.seconds.values()) >= 0
+                    assert generation.mode == ids.pop(number)
+    assert not ids
+    assert canvases["diffusion"] > 0
+    assert drafted["speculative"] > 0
+    assert canvases["ar"] == canvases["speculative"] == drafted["ar"] == drafted["diffusion"] == 0
+    assert engine.step() == []
+
+
+def test_a_prompt_seen_before_costs_one_short_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(token_budget=64)
+    prompt = (2, 3, 4, 5) * 10
+    engine.generate([(prompt, options_of("ar", max_tokens=1))])
+    seen = count_forwards(monkeypatch)
+    engine.generate([((*prompt, 7), options_of("diffusion", max_tokens=1))])
+    assert seen == [(1, 1)]
+
+
+def test_abort_returns_pages_at_any_time() -> None:
+    engine = engine_of(page_size=1, num_pages=80, token_budget=6, max_requests=3)
+    for steps in range(12):
+        ids = [engine.add(PROMPT, options_of(mode, max_tokens=70)) for mode in (*MODES, "ar")]
+        for _ in range(steps):
+            engine.step()
+        for number in reversed(ids):
+            engine.abort(number)
+            engine.check()
+        assert not engine.has_work
+        assert engine.scheduler.pool.num_available == 80
+
+
+def test_only_requests_that_are_here_can_be_aborted() -> None:
+    engine = engine_of()
+    with pytest.raises(UsageError, match="request 0 is not here"):
+        engine.abort(0)
+    engine.generate([(PROMPT, options_of("ar"))])
+    with pytest.raises(UsageError, match="request 0 is not here"):
+        engine.abort(0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "sizes", "message"),
+    [
+        ((), options_of("ar"), {}, "the prompt has no tokens"),
+        (PROMPT, options_of("ar", max_tokens=500), {"num_pages": 8}, "need 32 pages; the engine has 8"),
+        (PROMPT, options_of("diffusion", block_length=40), {"token_budget": 40}, "token_budget is 40"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_no_trace(
+    prompt: tuple[int, ...], options: Options, sizes: dict[str, int], message: str
+) -> None:
+    engine = engine_of(**sizes)
+    with pytest.raises(UsageError, match=message):
+        engine.add(prompt, options)
+    assert not engine.has_work
+    engine.check()
+
+
+def test_generate_wants_the_engine_to_itself() -> None:
+    engine = engine_of()
+    engine.add(PROMPT, options_of("ar"))
+    with pytest.raises(UsageError, match="has requests already"):
+        engine.generate([(PROMPT, options_of("ar"))])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_prompt_longer_than_the_budget_is_the_reference_loops(mode: Mode) -> None:
+    prompt, options = PROMPT * 20, options_of(mode)
+    (ours,) = engine_of(token_budget=8).generate([(prompt, options)])
+    assert essence(ours) == essence(generate(denoiser_of(0), TOKENIZER, prompt, options))
+    assert ours.num_forwards == ours.num_decode_forwards + 80 // 8
