@@ -75,6 +75,16 @@ def allocator_name() -> str:
     return f"{library} {version}" if library == "glibc" else f"the system's ({sys.platform})"
 
 
+def processor_name() -> str:
+    """Return what the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def usable_cores() -> float:
     """Return how many cores this process may keep busy: its CPU affinity, capped by the container's quota."""
     cores = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)

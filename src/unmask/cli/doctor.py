@@ -13,7 +13,7 @@ from unmask import __version__
 from unmask.cli.arguments import DebugFlag, JsonFlag
 from unmask.cli.output import print_json
 from unmask.cli.session import prepare_process
-from unmask.runtime import AllocatorState, tune_allocator, usable_cores
+from unmask.runtime import AllocatorState, processor_name, tune_allocator, usable_cores
 
 _PACKAGES = (
     "torch",
@@ -44,7 +44,7 @@ def doctor(json: JsonFlag = False, debug: DebugFlag = False) -> None:
         print_json(
             {
                 "versions": _versions(),
-                "system": {"platform": platform.platform(), "processor": _processor()},
+                "system": {"platform": platform.platform(), "processor": processor_name()},
                 "devices": devices,
                 "threads": _threads(),
                 "allocator": asdict(allocator),
@@ -56,7 +56,7 @@ def doctor(json: JsonFlag = False, debug: DebugFlag = False) -> None:
     threads = _threads()
     rows = [
         ("versions", ", ".join(f"{name} {number}" for name, number in _versions().items())),
-        ("system", f"{platform.platform()}, {_processor()}"),
+        ("system", f"{platform.platform()}, {processor_name()}"),
         *(("device", f"{name}: {what}") for name, what in devices.items()),
         ("threads", f"{threads['torch']} of {threads['usable_cores']:g} usable cores"),
         ("allocator", f"{allocator.name}, {_habit(allocator)} ({allocator.reason})"),
@@ -99,15 +99,6 @@ def _devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         devices["mps"] = "Metal"
     return devices
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _threads() -> dict[str, object]:

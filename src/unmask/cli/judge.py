@@ -1,0 +1,223 @@
+"""``unmask judge``: what a conversion is worth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.arguments import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    DebugFlag,
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    OfflineFlag,
+    OptionalModel,
+    SeedOption,
+)
+from unmask.cli.output import print_json, print_note
+from unmask.cli.run_bar import RunBar
+from unmask.cli.session import prepare_process
+from unmask.errors import FailureError, UsageError
+
+if TYPE_CHECKING:
+    from unmask.evaluation.average import Average
+    from unmask.evaluation.judgement import Judgement
+    from unmask.evaluation.trials import Scores
+    from unmask.model.checkpoint import Precision
+
+
+def judge(
+    model: OptionalModel = DEFAULT_MODEL,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the report; what was measured there is not measured again (default: judgement in the "
+            "model's folder, or judgement-MODEL here).",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(help="Prompts of each of the six kinds, 40 at most.", metavar="N")
+    ] = 5,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write for each.", metavar="N")] = 48,
+    blocks: Annotated[str, typer.Option(help="Block lengths, parted by commas.", metavar="N,N")] = "8,16",
+    thresholds: Annotated[
+        str,
+        typer.Option(help="Thresholds of mode diffusion, parted by commas.", metavar="P,P"),
+    ] = "0.9,0.7,0.5",
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Held-out text: .txt, .txt.xz or .jsonl; may be repeated (default: the prompts themselves).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option(help="Tokens taken from each of those files.", metavar="N")
+    ] = 8192,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare with another adapter: a folder, or 'untrained'.",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = None,
+    adapter: AdapterOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    offline: OfflineFlag = False,
+    json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Report what a converted model writes and predicts beside the one it was made from.
+
+    All is greedy, and every forward is counted. Stop with Ctrl-C and give the same command again to go on.
+    """
+    block_lengths = tuple(int(number) for number in _numbers(blocks, "--blocks", int))
+    cuts = tuple(_numbers(thresholds, "--thresholds", float))
+    folder = out or _default_folder(model)
+    with RunBar() as bar:
+        bar.show("loading", 0, None, "")
+        prepare_process()
+        from unmask.evaluation.judgement import JUDGEMENT_FILE, JudgementConfig, judge
+
+        config = JudgementConfig(
+            model=model,
+            adapter=adapter,
+            against=against,
+            num_prompts=prompts,
+            max_tokens=max_tokens,
+            block_lengths=block_lengths,
+            thresholds=cuts,
+            texts=tuple(str(path) for path in text or []),
+            text_tokens=text_tokens,
+            seed=seed,
+            dtype=cast("Precision", dtype),  # which load checks
+            device=device,
+        )
+        judgement = judge(
+            config,
+            folder,
+            lambda event: bar.show(event.stage, event.done, event.total, f"{event.done} of {event.total}"),
+            offline=offline,
+            progress=bar.print,
+        )
+        bar.show("loading", 1, 1, "")
+        from unmask.evaluation.pictures import draw
+
+        try:
+            pictures = draw(judgement, folder)
+        except FailureError as error:
+            pictures = []
+            bar.print(f"no pictures: {error}")
+    if json:
+        print_json(judgement.to_json())
+        return
+    console = Console(highlight=False)
+    for table in (_text_table(judgement), _decoding_table(judgement), _kinds_table(judgement)):
+        console.print(table)
+        console.print()
+    print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
+
+
+def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[float]:
+    """Read numbers that are parted by commas."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is no list of numbers", f"for example {option} 8,16") from error
+
+
+def _default_folder(model: str) -> Path:
+    folder = Path(model).expanduser()
+    return folder / "judgement" if folder.is_dir() else Path(f"judgement-{folder.name}")
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _text_table(judgement: "Judgement") -> Table:
+    bounds = list(judgement.texts[0].bounds)
+    table = _table(
+        "held-out text: perplexity and bits per byte; the bounds in bits per byte",
+        *("text", "tokens", "base", "mode ar", "next-token logits", *bounds),
+    )
+    for score in judgement.texts:
+        base = "" if score.base is None else f"{score.base.perplexity}, {score.base.bits_per_byte}"
+        same = {None: "no base to compare", True: "the base's, bit for bit", False: "changed"}
+        _row(
+            table,
+            score.source,
+            f"{score.num_tokens:,}",
+            base,
+            f"{score.ar.perplexity}, {score.ar.bits_per_byte}",
+            same[score.is_unchanged],
+            *(str(score.bounds[name].bits_per_byte) for name in bounds),
+        )
+    return table
+
+
+def _decoding_table(judgement: "Judgement") -> Table:
+    first = judgement.settings[0].overall
+    table = _table(
+        f"decoding {first.num_prompts} prompts, ± standard error over prompts",
+        "setting",
+        "tokens per cycle",
+        "tokens per forward",
+        "tokens/s",
+        "speed / ar",
+        "same text as ar",
+        "tokens as ar before / overall",
+    )
+    for scores in judgement.settings:
+        overall, agreement = scores.overall, scores.overall.agreement
+        _row(
+            table,
+            scores.setting.name,
+            _shown(_per_cycle(overall)),
+            _shown(overall.tokens_per_forward),
+            "" if overall.tokens_per_s is None else f"{overall.tokens_per_s:.1f}",
+            "" if overall.speed_over_ar is None else f"{overall.speed_over_ar:.2f}",
+            f"{overall.num_equal_to_ar} of {overall.num_prompts}",
+            "" if agreement is None else f"{agreement.before_difference} / {agreement.overall}",
+        )
+    return table
+
+
+def _kinds_table(judgement: "Judgement") -> Table:
+    kinds = list(judgement.settings[0].kinds)
+    table = _table("by kind of prompt: tokens per cycle, or per forward without cycles", "setting", *kinds)
+    for scores in judgement.settings:
+        cells = [scores.kinds[kind] for kind in kinds]
+        _row(
+            table,
+            scores.setting.name,
+            *(_shown(_per_cycle(cell) or cell.tokens_per_forward) for cell in cells),
+        )
+    return table
+
+
+def _per_cycle(scores: "Scores") -> "Average | None":
+    return None if scores.acceptance is None else scores.acceptance.tokens_per_cycle
+
+
+def _shown(value: "Average | None") -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,275 @@
+"""What a conversion is worth: what the model was, what it became, and how much faster it writes the same text."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unmask.decoding.language_model import LanguageModel, load
+from unmask.errors import UsageError
+from unmask.evaluation.canvas_blocks import CanvasBlocks
+from unmask.evaluation.held_out import (
+    TextScore,
+    Window,
+    WindowScore,
+    score_window,
+    windows_of_file,
+    windows_of_texts,
+)
+from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.prompts import first_prompts
+from unmask.evaluation.provenance import provenance
+from unmask.evaluation.trials import AR, RECORD, PromptRecord, Setting, SettingScores, Which, run_prompt
+from unmask.model.checkpoint import NO_ADAPTER, Precision
+from unmask.training.run_folder import METRICS_FILE, RunFolder
+
+JUDGEMENT_FILE = "judgement.json"
+SETTINGS_FILE = "settings.json"
+PROMPTS_FILE = "prompts.jsonl"
+TEXT_FILE = "text.jsonl"
+
+OWN_TEXT = "the prompts"
+"""The held-out text where none is given: the prompts themselves, which nobody trained on."""
+
+
+@dataclass(frozen=True)
+class JudgementConfig:
+    """All that decides a judgement; raises UsageError naming what is wrong.
+
+    `against`: an adapter folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind.
+    `text_tokens`: taken from each of `texts`. `thresholds`: of mode diffusion, at the model's own block length.
+    """
+
+    model: str
+    adapter: str | None = None
+    against: str | None = None
+    num_prompts: int = 5
+    max_tokens: int = 48
+    block_lengths: tuple[int, ...] = (8, 16)
+    thresholds: tuple[float, ...] = (0.9, 0.7, 0.5)
+    texts: tuple[str, ...] = ()
+    text_tokens: int = 8192
+    seed: int = 0
+    dtype: Precision = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        first_prompts(self.num_prompts)
+        if not self.block_lengths or min(self.block_lengths) < 1:
+            raise UsageError(f"block_lengths={self.block_lengths}: give one or more, each at least 1")
+        if self.max_tokens < max(self.block_lengths) + 2:
+            raise UsageError(
+                f"max_tokens={self.max_tokens} leaves no room for a block of {max(self.block_lengths)}",
+                f"give at least {max(self.block_lengths) + 2}",
+            )
+        if not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            raise UsageError(f"thresholds={self.thresholds} must lie in [0, 1]")
+        if self.text_tokens < 32:
+            raise UsageError(f"text_tokens={self.text_tokens} must be at least 32")
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every way in which each prompt is decoded."""
+        models: tuple[Which, ...] = ("judged",) if self.against is None else ("judged", "against")
+        return (
+            AR,
+            *(Setting("speculative", model, block) for block in self.block_lengths for model in models),
+            *(Setting("diffusion", threshold=threshold) for threshold in self.thresholds),
+        )
+
+
+@dataclass(frozen=True)
+class JudgementEvent:
+    """Progress: `done` of `total` windows of text or prompts."""
+
+    stage: Literal["text", "prompts"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The report. `model`: what was judged. `curve`: the lines of the training run's metrics, where it is one."""
+
+    config: JudgementConfig
+    provenance: Mapping[str, object]
+    model: Mapping[str, object]
+    texts: tuple[TextScore, ...]
+    settings: tuple[SettingScores, ...]
+    curve: tuple[Mapping[str, Any], ...]
+
+    @property
+    def block_length(self) -> int:
+        """The model's own, which mode diffusion used."""
+        length = self.model["block_length"]
+        assert isinstance(length, int)
+        return length
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report as `JUDGEMENT_FILE` holds it; of the curve, what was measured on held-out text."""
+        fields = asdict(self)
+        fields["curve"] = [line for line in self.curve if line.get("split") == "held_out"]
+        for fields_of, scores in zip(fields["settings"], self.settings, strict=True):
+            fields_of["setting"] = {"name": scores.setting.name, **asdict(scores.setting)}
+        return fields
+
+
+def judge(
+    config: JudgementConfig,
+    folder: Path,
+    observe: Callable[[JudgementEvent], None],
+    *,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Judgement:
+    """Judge a converted model; all records go to `folder`, where a judgement that was cut off goes on.
+
+    Raise UsageError for a model that has no canvas or no next-token law, and for a folder that holds another judgement.
+    """
+
+    def open_model(source: str, adapter: str | None) -> LanguageModel:
+        return load(
+            source,
+            adapter=adapter,
+            dtype=config.dtype,
+            device=config.device,
+            offline=offline,
+            progress=progress,
+        )
+
+    model = open_model(config.model, config.adapter)
+    if model.denoiser.mask_token_id is None or not model.denoiser.predicts_next:
+        lacks = "canvas" if model.denoiser.mask_token_id is None else "next-token law"
+        raise UsageError(f"{config.model} has no {lacks}, so there is nothing to judge", "convert it first")
+    models: dict[Which, LanguageModel] = {"judged": model}
+    if config.against is not None:
+        models["against"] = open_model(config.model, config.against)
+    run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe)
+    run.claim()
+    texts, records = run.texts(), run.prompts()
+    judgement = Judgement(
+        config,
+        provenance(model.denoiser.transformer.device, model.denoiser.transformer.dtype),
+        run.description,
+        texts,
+        tuple(SettingScores.of(setting, records) for setting in config.settings),
+        _curve(Path(config.model)),
+    )
+    with run.folder.saving(), run.folder.replacing(JUDGEMENT_FILE) as partial:
+        partial.write_text(json.dumps(judgement.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return judgement
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: JudgementConfig
+    folder: RunFolder
+    models: Mapping[Which, LanguageModel]
+    open_model: Callable[[str, str | None], LanguageModel]
+    observe: Callable[[JudgementEvent], None]
+
+    @cached_property
+    def description(self) -> dict[str, object]:
+        """What is judged: names, and a fingerprint of the weights, by which a folder knows its model."""
+        model = self.models["judged"]
+        card = model.checkpoint.card
+        return {
+            "name": card.name,
+            "base": card.base,
+            "adapter": card.adapter,
+            "block_length": card.block_length,
+            "logit_shift": card.logit_shift,
+            "fingerprints": {which: _fingerprint(model) for which, model in self.models.items()},
+        }
+
+    def claim(self) -> None:
+        """Take the folder, or find that it holds a part of this judgement, perhaps on fewer prompts."""
+        settings = {**asdict(self.config), "judged": self.description}
+        del settings["num_prompts"]
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        self.folder.claim(SETTINGS_FILE, text, json.loads)
+
+    def texts(self) -> tuple[TextScore, ...]:
+        """Score the held-out text, window by window."""
+        windows = self._windows()
+        ledger = Ledger(self.folder.path / TEXT_FILE)
+        if len(ledger.records) < len(windows):
+            base = self._base()
+            judged = self.models["judged"].denoiser
+            canvases = {
+                Setting("diffusion", which, length).name: (CanvasBlocks(model.denoiser), length)
+                for length in self.config.block_lengths
+                for which, model in self.models.items()
+            }
+            for done in range(len(ledger.records), len(windows)):
+                self.observe(JudgementEvent("text", done, len(windows)))
+                score = score_window(
+                    windows[done],
+                    judged,
+                    None if base is None else base.denoiser,
+                    canvases,
+                    seed=self.config.seed,
+                )
+                ledger.add(asdict(score))
+        self.observe(JudgementEvent("text", len(windows), len(windows)))
+        scores = [WindowScore(**record) for record in ledger.records[: len(windows)]]
+        sources = dict.fromkeys(score.source for score in scores)
+        return tuple(
+            TextScore.of([score for score in scores if score.source == source]) for source in sources
+        )
+
+    def prompts(self) -> list[PromptRecord]:
+        """Decode the prompts in all settings."""
+        prompts = first_prompts(self.config.num_prompts)
+        ledger = Ledger(self.folder.path / PROMPTS_FILE)
+        for done in range(len(ledger.records), len(prompts)):
+            self.observe(JudgementEvent("prompts", done, len(prompts)))
+            record = run_prompt(prompts[done], self.config.settings, self.models, self.config.max_tokens)
+            ledger.add(RECORD.dump_python(record, mode="json"))
+        self.observe(JudgementEvent("prompts", len(prompts), len(prompts)))
+        return [RECORD.validate_python(record) for record in ledger.records[: len(prompts)]]
+
+    def _windows(self) -> list[Window]:
+        tokenizer = self.models["judged"].tokenizer
+        if not self.config.texts:
+            prompts = first_prompts(self.config.num_prompts)
+            return windows_of_texts(OWN_TEXT, (prompt.text for prompt in prompts), tokenizer)
+        return [
+            window
+            for path in self.config.texts
+            for window in windows_of_file(
+                Path(path), tokenizer, num_tokens=self.config.text_tokens, seed=self.config.seed
+            )
+        ]
+
+    def _base(self) -> LanguageModel | None:
+        """Return the model that was converted, where it is known."""
+        checkpoint = self.models["judged"].checkpoint
+        if checkpoint.card.base is not None:
+            return self.open_model(checkpoint.card.base, NO_ADAPTER)
+        return None if checkpoint.adapter is None else self.open_model(self.config.model, NO_ADAPTER)
+
+
+def _fingerprint(model: LanguageModel) -> str:
+    """Return a hash of all that decides what a model writes."""
+    digest = hashlib.sha256()
+    denoiser = model.denoiser
+    for module in (denoiser.transformer, denoiser.adapter):
+        for name, tensor in sorted(({} if module is None else module.state_dict()).items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _curve(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """Return the metrics of a training run's folder; nothing for any other."""
+    path = folder.expanduser() / METRICS_FILE
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return tuple(json.loads(line) for line in lines if line.endswith("\n"))
