@@ -61,15 +61,15 @@ def marginal(table: Table, process: Process, t: float) -> Tensor:
 
 def denoiser_of(table: Table, process: Process, kind: Prediction | None = None) -> DenoiserFunction:
     """Return the exact denoiser; under masked noise it goes by the tokens alone, whatever the time."""
-    predictor = table.exact(process, kind)
+    wanted = kind or process.prediction
+    places = range(table.length)
 
     def denoise(tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
-        if isinstance(process, Masked):
-            return predictor(tokens, torch.tensor(0.5, dtype=torch.float64))
-        logits = torch.zeros(*tokens.shape, table.vocab_size, dtype=torch.float64)
-        for moment in set(time[:, 0].tolist()):
-            rows = time[:, 0] == moment
-            logits[rows] = predictor(tokens[rows], torch.tensor(moment, dtype=torch.float64))
-        return logits
+        moments = torch.full((1, 1), 0.5) if isinstance(process, Masked) else time[:, :1]
+        noise = process.marginal(torch.arange(table.vocab_size).expand(len(tokens), -1), moments.double())
+        factors = noise[torch.arange(len(tokens))[:, None, None], table.sequences, tokens[:, None]]
+        kept = [[j for j in places if j != i or wanted == "posterior"] for i in places]
+        weights = table.chances[:, None] * torch.stack([factors[..., one].prod(-1) for one in kept], -1)
+        return torch.einsum("mxl,xlk->mlk", weights, table.one_hot).log()
 
     return denoise

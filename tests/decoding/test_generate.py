@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from unmask.decoding.generate import PREFILL_CHUNK, Generation, Snapshot, generate, stream
 from unmask.decoding.options import MODES, Mode, Options
-from unmask.decoding.rules import EntropyBound, LeftToRight, Margin, Random, Rule, Threshold, TopK
+from unmask.decoding.rules import (
+    EntropyBound,
+    Factor,
+    Klass,
+    LeftToRight,
+    Margin,
+    Random,
+    Rule,
+    Spaced,
+    Threshold,
+    TopK,
+)
 from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser
 from unmask.tokenizer import Tokenizer
@@ -19,7 +30,17 @@ from unmask.tokenizer import Tokenizer
 MakeDenoiser = Callable[..., Denoiser]
 
 PROMPT = [5, 9, 3, 14]
-RULES = [Threshold(0.5), TopK(2), EntropyBound(1.0), Margin(2), Random(2), LeftToRight(3)]
+RULES = [
+    Threshold(0.5),
+    TopK(2),
+    EntropyBound(1.0),
+    Margin(2),
+    Random(2),
+    LeftToRight(3),
+    Factor(2.0),
+    Klass(0.3, 0.5, 1),
+    Spaced(),
+]
 
 per_mode = pytest.mark.parametrize("mode", MODES)
 

@@ -291,5 +291,5 @@ def test_refusals_come_before_the_first_forward() -> None:
     refused("outside the vocabulary of 3", free=blank > 0, tokens=blank + 3)
     clipped = Masked(SIZE, SIZE, SCHEDULES.parse("clipped"))
     refused(
-        "cannot end at clean tokens: Clipped(low=0.3, high=0.8) leaves 0.3 of them noisy", process=clipped
+        "cannot end at clean tokens: Clipped(low=0.3, high=0.8) leaves 0.3 of the tokens", process=clipped
     )

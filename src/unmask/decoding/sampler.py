@@ -11,6 +11,7 @@ from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.diffusion.denoising import Prediction
 from unmask.diffusion.process import Process
 from unmask.diffusion.schedule import Schedule
+from unmask.errors import UsageError
 from unmask.rng import Stream
 
 
@@ -95,6 +96,16 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, look: Look) -> Step:
         """Return what becomes of the canvases."""
+
+
+def require_clean_start(process: Process, purpose: str) -> None:
+    """Raise UsageError, naming the `purpose`, when a schedule leaves noise at time 0."""
+    noise = 1 - float(process.schedule.alpha(torch.zeros((), dtype=torch.float64)))
+    if noise > 1e-9:
+        raise UsageError(
+            f"{purpose}: {process.schedule} leaves {noise:.3g} of the tokens noisy at time 0",
+            "use a schedule that begins at 1",
+        )
 
 
 def share_time(process: Process, noisy: Tensor, free: Tensor, *, doubt: float = 0.0) -> Tensor:

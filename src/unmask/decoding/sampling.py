@@ -1,6 +1,6 @@
 """The sampling loop: whole canvases of noise, any process, any sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw
 from unmask.decoding.decision import Drift
-from unmask.decoding.sampler import Look, Sampler
+from unmask.decoding.sampler import Look, Sampler, require_clean_start
 from unmask.diffusion.denoising import DenoiserFunction, Prediction
 from unmask.diffusion.process import Process
 from unmask.errors import UsageError
@@ -17,18 +17,18 @@ from unmask.rng import Stream, uniforms
 
 @dataclass(frozen=True)
 class Sampled:
-    """Finished canvases.
+    """Canvases, finished or on their way.
 
-    `tokens`: (B, L). `decided_at`: (B, L) the forward that last changed each token, 0 for none. `num_forwards`: (B,)
-    calls of the denoiser until the row was finished.
+    `tokens`: (B, L). `noisy`: (B, L) bool, what may still change. `decided_at`: (B, L) the forward that last changed
+    each token, 0 for none. `num_forwards`: (B,) calls of the denoiser until the row was finished, or so far.
     """
 
     tokens: Tensor
+    noisy: Tensor
     decided_at: Tensor
     num_forwards: Tensor
 
 
-@torch.no_grad()
 def sample(
     denoiser: DenoiserFunction,
     process: Process,
@@ -42,7 +42,39 @@ def sample(
     shape: Shape | None = None,
     start: int = 0,
 ) -> Sampled:
+    """Run `sampling` to its end and return the finished canvases."""
+    *_, sampled = sampling(
+        denoiser,
+        process,
+        tokens,
+        free,
+        sampler,
+        steps=steps,
+        seeds=seeds,
+        prediction=prediction,
+        shape=shape,
+        start=start,
+    )
+    return sampled
+
+
+@torch.no_grad()
+def sampling(
+    denoiser: DenoiserFunction,
+    process: Process,
+    tokens: Tensor,
+    free: Tensor,
+    sampler: Sampler,
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    prediction: Prediction | None = None,
+    shape: Shape | None = None,
+    start: int = 0,
+) -> Iterator[Sampled]:
     """Fill the `free` (B, L) bool positions of `tokens` (B, L) in at most `steps` forwards; the others are given.
+
+    Yields the canvases as pure noise, and after every forward.
 
     `prediction`: the kind of law the denoiser predicts, the process's own unless given. `shape` of that law: as it is
     unless given. `seeds`: one for each row. `start`: place of the first column in the sequence, a key of the noise.
@@ -61,6 +93,7 @@ def sample(
     confidence = torch.zeros(rows, length, device=device)
     belief: Tensor | None = None
     drift, moves = Drift(sampler.memory), sampler.moves(steps, process.schedule)
+    yield Sampled(tokens, noisy, decided_at, num_forwards)
 
     for step, move in enumerate(moves, start=1):
         if not active.any():
@@ -101,7 +134,7 @@ def sample(
         num_forwards = num_forwards + active
         tokens, noisy, now = written, after.noisy & writable, move.s
         active = active & ~after.finished
-    return Sampled(tokens, decided_at, num_forwards)
+        yield Sampled(tokens, noisy, decided_at, num_forwards)
 
 
 @dataclass(frozen=True)
@@ -129,12 +162,7 @@ def _check(
     process: Process, tokens: Tensor, free: Tensor, sampler: Sampler, steps: int, seeds: Sequence[int]
 ) -> None:
     sampler.check(process)
-    left = 1 - float(process.schedule.alpha(torch.zeros((), dtype=torch.float64)))
-    if left > 1e-9:
-        raise UsageError(
-            f"{sampler} cannot end at clean tokens: {process.schedule} leaves {left:.3g} of them noisy at time 0",
-            "sample with a schedule that begins at 1",
-        )
+    require_clean_start(process, f"{sampler} cannot end at clean tokens")
     if (
         tokens.ndim != 2
         or tokens.shape != free.shape

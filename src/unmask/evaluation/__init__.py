@@ -1,0 +1,1 @@
+"""Measuring models: likelihoods, exact or bounded, with their standard errors."""
