@@ -1,0 +1,176 @@
+"""``unmask eval``: what a model scores on zero-shot tasks."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.arguments import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    BlockLengthOption,
+    DebugFlag,
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    ModeOption,
+    NumStepsOption,
+    OfflineFlag,
+    OptionalModel,
+    RuleOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from unmask.cli.output import print_json, print_note
+from unmask.cli.request import decoding_options
+from unmask.cli.run_bar import RunBar
+from unmask.cli.session import open_model
+from unmask.errors import UsageError
+
+if TYPE_CHECKING:
+    from unmask.evaluation.average import Average
+    from unmask.evaluation.tasks.task import Task
+    from unmask.evaluation.zero_shot import EvaluationEvent, EvaluationReport
+
+
+def eval(
+    model: OptionalModel = DEFAULT_MODEL,
+    *,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="What to ask, parted by commas; * stands for anything: piqa,basic-skills-*.",
+            metavar="TASK,TASK",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of items and report; what was asked there is not asked again.",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="The first N items of each task, all unless given.", metavar="N")
+    ] = None,
+    mode: ModeOption = "ar",
+    rule: RuleOption = None,
+    block_length: BlockLengthOption = None,
+    num_steps: NumStepsOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = 0,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help="How choices are scored: ar (exact, the default in modes ar and speculative), bound:32 (samples of "
+            "the diffusion bound, the default in mode diffusion), duel (exact under the rule).",
+            metavar="KIND",
+            show_default=False,
+        ),
+    ] = None,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "cpu",
+    offline: OfflineFlag = False,
+    json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Measure a model on zero-shot tasks.
+
+    Stop with Ctrl-C and give the same command again to go on.
+    """
+    from unmask.evaluation.tasks import TASKS, find_tasks
+
+    if list_:
+        _print_tasks({name: TASKS.get(name) for name in TASKS.names()}, json=json)
+        return
+    if tasks is None or out is None:
+        raise UsageError(
+            f"{'--tasks' if tasks is None else '--out'} is missing", "unmask eval --list lists the tasks"
+        )
+    chosen = find_tasks(tasks)
+    options = decoding_options(
+        mode=mode,
+        rule=rule,
+        block_length=block_length,
+        num_steps=num_steps,
+        max_tokens=1,  # every task has its own
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
+    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    from unmask.evaluation.model_scorer import LIKELIHOODS
+    from unmask.evaluation.tasks.data import TaskData
+    from unmask.evaluation.zero_shot import evaluate
+    from unmask.model.store import cache_directory
+
+    kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
+    with RunBar() as bar:
+
+        def show(event: "EvaluationEvent") -> None:
+            bar.show(event.task, event.done, event.total, f"{event.done} of {event.total}")
+
+        data = TaskData(cache_directory(), offline=offline, progress=bar.print)
+        report = evaluate(opened, chosen, out, options, data=data, likelihood=kind, limit=limit, observe=show)
+    if json:
+        print_json(asdict(report))
+        return
+    _print_report(report)
+    print_note(f"every item, and the report: {out}")
+
+
+def _print_tasks(tasks: "dict[str, Task]", *, json: bool) -> None:
+    rows = [
+        {
+            "task": name,
+            "kind": task.kind,
+            "items": task.num_items,
+            "split": task.split,
+            "shots": task.shots,
+            "metric": task.metric,
+            "description": task.description,
+        }
+        for name, task in tasks.items()
+    ]
+    if json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "items", "kind", "metric", "description"):
+        table.add_column(heading, no_wrap=heading == "task")
+    for row in rows:
+        table.add_row(*(Text(str(row[column.header])) for column in table.columns))
+    Console(highlight=False).print(table)
+
+
+def _print_report(report: "EvaluationReport") -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "items", "metric", "score", "tokens/forward"):
+        table.add_column(heading, no_wrap=True)
+    for task in report.tasks:
+        per_forward = task.tokens_per_forward
+        items = f"{task.num_items}" + ("" if task.num_items == task.of_items else f" of {task.of_items}")
+        head = (task.task, items), "" if per_forward is None else _with_error(per_forward)
+        for index, (metric, score) in enumerate(task.scores.items()):
+            (name, count), speed = head if index == 0 else (("", ""), "")
+            style = "bold" if metric == task.metric else ""
+            table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), speed)))
+    Console(highlight=False).print(table)
+
+
+def _with_error(score: "Average") -> str:
+    error = score.standard_error
+    return f"{score.mean:.4f}" + ("" if error is None else f" ± {error:.4f}")

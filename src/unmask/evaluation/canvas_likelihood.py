@@ -1,0 +1,137 @@
+"""How probable continuations are to a denoiser: by a bound, or exactly under a rule that says what comes when."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.options import DEFAULT_RULE, Options
+from unmask.diffusion import SCHEDULES, Process, build_process
+from unmask.errors import UsageError
+from unmask.evaluation.canvas_after import CanvasAfter
+from unmask.evaluation.canvas_blocks import CanvasBlocks
+from unmask.evaluation.continuations import Continuation, Likelihood
+from unmask.evaluation.likelihood import block_bound, bound, duel_nll
+from unmask.evaluation.scoring import LogLikelihood
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Minus the mean of `num_samples` draws of the bound on -log p: an unbiased estimate of a lower bound on log p.
+
+    Block by block after the context; a full-attention model has the whole continuation as its one block. Every
+    continuation draws noise of its own, by its tokens.
+    """
+
+    num_samples: int = 32
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise UsageError(f"likelihood 'bound': num_samples={self.num_samples} must be at least 2")
+
+    def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
+        """Refuse a model without a mask token."""
+        process, card = _process(model, "bound"), model.checkpoint.card
+        block_length = options.block_length or card.block_length
+
+        def whole(each: Continuation) -> float:
+            estimate = bound(
+                model.denoiser.whole,
+                _row(each),
+                process,
+                _generator(options, each),
+                num_samples=self.num_samples,
+                scored=_scored(each),
+            )
+            return float(estimate.mean)
+
+        def by_blocks(each: Continuation) -> float:
+            estimate = block_bound(
+                CanvasBlocks(model.denoiser),
+                _row(each),
+                process,
+                block_length,
+                _generator(options, each),
+                num_samples=self.num_samples,
+                num_given=len(each.tokens) - each.num_scored,
+            )
+            return float(estimate.mean)
+
+        return _each(whole if card.attention == "full" else by_blocks)
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Exactly, under the options' rule where it chooses positions before their tokens are drawn (see `duel_nll`).
+
+    Block by block after the context, or, with full attention, over the whole continuation; `num_steps` for each. The
+    law is the model's own, whatever the temperature.
+    """
+
+    def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
+        """Refuse a model without a mask token."""
+        process, card = _process(model, "duel"), model.checkpoint.card
+        rule, block_length = options.rule or DEFAULT_RULE, options.block_length or card.block_length
+
+        def whole(each: Continuation) -> float:
+            seeds = (_seed(options, each),)
+            steps = options.num_steps or each.num_scored
+            denoiser, scored = model.denoiser.whole, _scored(each)
+            duel = duel_nll(denoiser, process, _row(each), rule, seeds=seeds, steps=steps, scored=scored)
+            return float(duel.nats)
+
+        def by_blocks(each: Continuation) -> float:
+            context, seeds, nats = each.tokens[: -each.num_scored], (_seed(options, each),), 0.0
+            canvas = CanvasAfter(model.denoiser, context, capacity=len(each.tokens))
+            for start in range(0, each.num_scored, block_length):
+                block = each.scored[start : start + block_length]
+                duel = duel_nll(
+                    canvas, process, torch.tensor([block]), rule, seeds=seeds, steps=options.num_steps
+                )
+                nats += float(duel.nats)
+                canvas.extend(block)
+            return nats
+
+        return _each(whole if card.attention == "full" else by_blocks)
+
+
+def _each(nats: Callable[[Continuation], float]) -> Likelihood:
+    """Measure -log p one continuation after the other; nothing is known of what greedy decoding would write."""
+
+    def likelihood(continuations: Sequence[Continuation]) -> list[LogLikelihood]:
+        return [LogLikelihood(-nats(each), None, each.num_scored) for each in continuations]
+
+    return likelihood
+
+
+def _process(model: LanguageModel, likelihood: str) -> Process:
+    card, denoiser = model.checkpoint.card, model.denoiser
+    if denoiser.mask_token_id is None:
+        raise UsageError(
+            f"likelihood {likelihood!r}: this model has no mask token", "choose 'ar', or convert it first"
+        )
+    if card.attention != "full":
+        return CanvasBlocks(denoiser).process
+    return build_process(
+        card.process, denoiser.vocab_size, denoiser.mask_token_id, SCHEDULES.parse(card.schedule)
+    )
+
+
+def _row(each: Continuation) -> Tensor:
+    return torch.tensor([each.tokens])
+
+
+def _scored(each: Continuation) -> Tensor:
+    return (torch.arange(len(each.tokens)) >= len(each.tokens) - each.num_scored)[None]
+
+
+def _seed(options: Options, each: Continuation) -> int:
+    digest = sha256(repr((each.tokens, each.num_scored)).encode()).digest()
+    return options.seed ^ int.from_bytes(digest[:4])
+
+
+def _generator(options: Options, each: Continuation) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(options, each))

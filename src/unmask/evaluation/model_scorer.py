@@ -1,0 +1,184 @@
+"""A language model as tasks see it, in any mode and with any rule."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+from unmask.decoding.generate import generate
+from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.options import Mode, Options
+from unmask.errors import UsageError
+from unmask.evaluation.autoregressive import Autoregressive
+from unmask.evaluation.canvas_likelihood import Bound, Duel
+from unmask.evaluation.continuations import Continuation, LikelihoodKind
+from unmask.evaluation.infilling import fill
+from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
+from unmask.registry import Registry
+
+LIKELIHOODS: Registry[type[LikelihoodKind]] = Registry(
+    "likelihood", group="unmask.likelihoods", items={"ar": Autoregressive, "bound": Bound, "duel": Duel}
+)
+
+
+def default_likelihood(mode: Mode) -> LikelihoodKind:
+    """Return the likelihood of what a mode writes, or a bound on it; speculation writes the autoregressive law."""
+    return LIKELIHOODS.parse("bound" if mode == "diffusion" else "ar")
+
+
+class ModelScorer:
+    """A `Scorer`: prompts are bare texts, split into tokens as lm-evaluation-harness does.
+
+    `options` decide how text is written; its length, stops and seed are each request's own. With a temperature
+    every request draws noise of its own, by its context, so that no result depends on the order of items. A gap is
+    filled with a view of both sides in mode diffusion; the other modes write on from what comes before it.
+    `likelihood`: that of the mode, unless given. Raises UsageError where the model lacks what is asked for.
+    """
+
+    def __init__(
+        self, model: LanguageModel, options: Options, likelihood: LikelihoodKind | None = None
+    ) -> None:
+        card = model.checkpoint.card
+        self._model = model
+        self._options = options.resolve(
+            block_length=card.block_length, stop_token_ids=tuple(card.stop_token_ids)
+        )
+        self._window = model.checkpoint.transformer.config.max_positions
+        self._kind = likelihood or default_likelihood(options.mode)
+        self._likelihood = self._kind.prepare(model, self._options)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides the answers of one model, as plain values."""
+        options = self._options
+        return {
+            "mode": options.mode,
+            "rule": None if options.rule is None else str(options.rule),
+            "block_length": options.block_length,
+            "num_steps": options.num_steps,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "seed": options.seed,
+            "stop_token_ids": list(options.stop_token_ids or ()),
+            "likelihood": str(self._kind),
+        }
+
+    def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> list[LogLikelihood]:
+        """Return the likelihood of each continuation after its context, cut at its beginning where it is too long."""
+        continuations, dropped = [], []
+        for request in requests:
+            context, scored = self._encode_pair(request.context, request.continuation)
+            if len(scored) > self._window:
+                raise UsageError(
+                    f"a continuation has {len(scored)} tokens, the model's window {self._window}"
+                )
+            tokens = (*context, *scored)
+            continuations.append(Continuation(tokens[-self._window - 1 :], len(scored)))
+            dropped.append(max(0, len(tokens) - self._window - 1))
+        answers = self._likelihood(continuations)
+        return [replace(answer, num_dropped=count) for answer, count in zip(answers, dropped, strict=True)]
+
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[LogLikelihood]:
+        """Return the likelihood of whole texts: each token once, after as many as the window holds."""
+        windows = [list(self._windows(text)) for text in texts]
+        answers = iter(self._likelihood([window for some in windows for window in some]))
+        return [_sum([next(answers) for _ in some]) for some in windows]
+
+    def generate_until(self, requests: Sequence[GenerationRequest]) -> list[Generated]:
+        """Write on from each context, cut at its beginning where it is too long, one after the other."""
+        return [self._generate(request) for request in requests]
+
+    def _generate(self, request: GenerationRequest) -> Generated:
+        tokenizer, gap = self._model.tokenizer, request.gap
+        context = self._model.encode(request.context, raw=True)
+        fills = gap is not None and self._options.mode == "diffusion"
+        after = tokenizer.encode(gap.after) if gap is not None and fills else []
+        room = self._window - request.max_tokens - len(after)
+        if room < 1:
+            raise UsageError(
+                f"an answer may have {request.max_tokens} tokens and {len(after)} follow it, but the model's window "
+                f"holds {self._window}",
+                "choose another task",
+            )
+        kept = context[-room:]
+        options = replace(
+            self._options, max_tokens=request.max_tokens, seed=self._options.seed ^ _digest(request.context)
+        )
+        if gap is not None and fills:
+            num_open = min(len(tokenizer.encode(gap.removed)), request.max_tokens)
+            filling = fill(self._model.denoiser, kept, num_open, after, options)
+            text = _until(tokenizer.decode(filling.tokens), request.until)
+            counts = (num_open, filling.num_forwards, filling.num_forwards)
+        else:
+            written = generate(
+                self._model.denoiser, tokenizer, kept, self._with_stops(options, request.until)
+            )
+            text = written.text
+            counts = (written.num_tokens, written.num_forwards, written.num_decode_forwards)
+        return Generated(text, *counts, num_dropped=len(context) - len(kept))
+
+    def _with_stops(self, options: Options, until: Sequence[str]) -> Options:
+        """Add texts to stop at; where one is a special token, which never shows, its id."""
+        specials = self._model.tokenizer.special_ids
+        ids = {text: self._model.tokenizer.token_id(text) for text in until}
+        return replace(
+            options,
+            stop=tuple(text for text, id in ids.items() if id not in specials),
+            stop_token_ids=(
+                *(options.stop_token_ids or ()),
+                *(id for id in ids.values() if id is not None and id in specials),
+            ),
+        )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens before and after the join; space at the context's end goes with the continuation."""
+        tokenizer = self._model.tokenizer
+        stripped = context.rstrip()
+        if not context:
+            before, after = self._beginning(), tokenizer.encode(continuation)
+        else:
+            before = tokenizer.encode_prompt(stripped)
+            after = tokenizer.encode_prompt(context + continuation)[len(before) :]
+        if not before:
+            before = self._beginning()
+        if not after:
+            raise UsageError(f"the continuation {continuation!r} adds no token to its context")
+        return before, after
+
+    def _beginning(self) -> list[int]:
+        """Return what stands for an empty context: what begins a text, or else what ends one."""
+        tokenizer = self._model.tokenizer
+        fallback = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        beginning = list(tokenizer.prefix_ids) or ([] if fallback is None else [fallback])
+        if not beginning:
+            raise UsageError(
+                "the context is empty, and this model has no token to begin a text with", "give a context"
+            )
+        return beginning
+
+    def _windows(self, text: str) -> Iterator[Continuation]:
+        """Yield a text in stretches, each predicted from the window that ends before its last token."""
+        tokens = [*self._beginning(), *self._model.tokenizer.encode(text)]
+        begin = 1
+        while begin < len(tokens):
+            end = min(begin + self._window, len(tokens))
+            yield Continuation(tuple(tokens[max(0, end - self._window - 1) : end]), end - begin)
+            begin = end
+
+
+def _sum(answers: Sequence[LogLikelihood]) -> LogLikelihood:
+    nats, num_tokens = sum(answer.nats for answer in answers), sum(answer.num_tokens for answer in answers)
+    is_greedy = (
+        None
+        if any(answer.is_greedy is None for answer in answers)
+        else all(answer.is_greedy for answer in answers)
+    )
+    return LogLikelihood(nats, is_greedy, num_tokens)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:4])

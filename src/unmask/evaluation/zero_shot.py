@@ -1,0 +1,156 @@
+"""A model on zero-shot tasks: item after item into a ledger, from there into a report."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.options import Options
+from unmask.errors import FailureError, UsageError
+from unmask.evaluation.continuations import LikelihoodKind
+from unmask.evaluation.fingerprint import fingerprint
+from unmask.evaluation.item_record import RECORD, ItemRecord, digest_of
+from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.model_scorer import ModelScorer, default_likelihood
+from unmask.evaluation.provenance import provenance
+from unmask.evaluation.scoring import Answer, GenerationRequest, LikelihoodRequest, Scorer
+from unmask.evaluation.task_report import TaskReport
+from unmask.evaluation.tasks.data import TaskData
+from unmask.evaluation.tasks.execution import confinement_layers
+from unmask.evaluation.tasks.item import Item
+from unmask.evaluation.tasks.task import Task
+from unmask.training.run_folder import RunFolder
+
+SETTINGS_FILE = "settings.json"
+ITEMS_FILE = "items.jsonl"
+REPORT_FILE = "report.json"
+
+_ITEMS_AT_ONCE = 32
+"""Items whose continuations are packed together; what an interruption loses at most."""
+
+
+@dataclass(frozen=True)
+class EvaluationEvent:
+    """Progress: `done` of `total` items of a task."""
+
+    task: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """All scores of one model in one mode. `confinement`: what locked model-written programs in, where any were run."""
+
+    settings: Mapping[str, object]
+    provenance: Mapping[str, object]
+    tasks: tuple[TaskReport, ...]
+    confinement: tuple[str, ...] = ()
+
+
+def evaluate(
+    model: LanguageModel,
+    tasks: Mapping[str, Task],
+    folder: Path,
+    options: Options,
+    *,
+    data: TaskData,
+    likelihood: LikelihoodKind | None = None,
+    limit: int | None = None,
+    observe: Callable[[EvaluationEvent], None] = lambda event: None,
+) -> EvaluationReport:
+    """Ask a model all items of the tasks, or the first `limit` of each, and write `REPORT_FILE` into the folder.
+
+    Every item is written to the folder as soon as it is scored; those that are there already are not asked again, so a
+    run that was cut off goes on, and a larger limit adds to a smaller one. `options` and `likelihood` are as in
+    `ModelScorer`. Raise UsageError for a folder that holds other settings, and what the data and the model raise.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit={limit} must be at least 1")
+    kind = likelihood or default_likelihood(options.mode)
+    scorer = ModelScorer(model, options, kind)
+    settings = {
+        "model": model.checkpoint.card.name,
+        "adapter": model.checkpoint.card.adapter,
+        "fingerprint": fingerprint(model),
+        **scorer.settings,
+    }
+    place = RunFolder(folder, "evaluation")
+    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
+    ledger = Ledger(folder / ITEMS_FILE)
+    known = {(record.task, record.item, record.digest): record for record in _records(ledger)}
+    reports = []
+    for name, task in tasks.items():
+        items = list(islice(task.load(data), limit))
+        keys = [(name, item.id, digest_of(item)) for item in items]
+        missing = [item for item, key in zip(items, keys, strict=True) if key not in known]
+        done = len(items) - len(missing)
+        observe(EvaluationEvent(name, done, len(items)))
+        for batch in _batches(missing):
+            for record in _ask(scorer, name, batch):
+                with place.saving():
+                    ledger.add(RECORD.dump_python(record, mode="json"))
+                known[record.task, record.item, record.digest] = record
+            done += len(batch)
+            observe(EvaluationEvent(name, done, len(items)))
+        reports.append(TaskReport.of(name, task, [known[key] for key in keys]))
+    transformer = model.denoiser.transformer
+    runs_programs = any(task.metric == "pass@1" for task in tasks.values())
+    report = EvaluationReport(
+        settings,
+        provenance(transformer.device, transformer.dtype),
+        tuple(reports),
+        confinement_layers() if runs_programs else (),
+    )
+    with place.saving(), place.replacing(REPORT_FILE) as partial:
+        partial.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def _records(ledger: Ledger) -> list[ItemRecord]:
+    try:
+        return [RECORD.validate_python(record) for record in ledger.records]
+    except ValueError as error:  # pydantic's
+        raise FailureError(
+            f"{ledger.path} holds no records of items: {str(error).splitlines()[0]}", "name another folder"
+        ) from error
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield items to ask together: many whose continuations are scored, one that wants something written."""
+    begin = 0
+    while begin < len(items):
+        end = begin + 1
+        if not _writes(items[begin]):
+            while end < len(items) and end - begin < _ITEMS_AT_ONCE and not _writes(items[end]):
+                end += 1
+        yield items[begin:end]
+        begin = end
+
+
+def _writes(item: Item) -> bool:
+    return any(isinstance(request, GenerationRequest) for request in item.requests)
+
+
+def _ask(scorer: Scorer, task: str, items: Sequence[Item]) -> list[ItemRecord]:
+    """Put the requests of all items to the model together, and deal the answers out."""
+    begin = time.perf_counter()
+    requests = [request for item in items for request in item.requests]
+    likelihoods = iter(
+        scorer.loglikelihood([request for request in requests if isinstance(request, LikelihoodRequest)])
+    )
+    texts = iter(
+        scorer.generate_until([request for request in requests if isinstance(request, GenerationRequest)])
+    )
+    answers: list[list[Answer]] = [
+        [
+            next(likelihoods) if isinstance(request, LikelihoodRequest) else next(texts)
+            for request in item.requests
+        ]
+        for item in items
+    ]
+    seconds = (time.perf_counter() - begin) / len(items)
+    return [ItemRecord.of(task, item, own, seconds) for item, own in zip(items, answers, strict=True)]
