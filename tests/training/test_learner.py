@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,12 +75,61 @@ def test_what_is_exported_loads_as_it_was(objective: str, tmp_path: Path) -> Non
     assert (card.mask_token_id is None) == (objective in ("ar", "uniform"))
 
 
-@pytest.mark.parametrize("objective", ["ar", "block", "joint"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_learner_writes_samples(objective: str) -> None:
     learner = Learner.new(config(objective), byte_tokenizer())
     learner.network.eval()
     with torch.no_grad():
         assert learner.recipe.sample(3) == learner.recipe.sample(3) != learner.recipe.sample(4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "num_forwards"),
+    [
+        ("masked", {"rule": "top-k:4"}, 3),
+        ("masked", {"sampler": "ancestral", "num_steps": 5, "temperature": 1.0}, 5),
+        ("masked", {"sampler": "remdm-cap", "num_steps": 6, "temperature": 1.0}, 6),
+        ("uniform", {"num_steps": 5, "temperature": 1.0}, 5),
+        ("hybrid", {"num_steps": 5, "temperature": 1.0}, 5),
+        ("block", {"rule": "top-k:2", "block_length": 4}, 6),
+        ("block", {"sampler": "ancestral", "block_length": 4, "num_steps": 2, "temperature": 1.0}, 6),
+    ],
+)
+def test_every_kind_of_model_generates(
+    objective: str, options: dict[str, Any], num_forwards: int, tmp_path: Path
+) -> None:
+    learner = Learner.new(config(objective), byte_tokenizer())
+    train_a_little(learner)
+    learner.recipe.export(weights(learner.network), tmp_path / "model")
+    model = load(str(tmp_path / "model"))
+    arguments = {"max_tokens": 12, "stop_token_ids": (), "mode": "diffusion", "raw": True, **options}
+    once, again = (model.generate("hello", **arguments) for _ in range(2))
+    assert once.token_ids == again.token_ids
+    assert once.num_tokens == 12
+    assert once.num_decode_forwards == num_forwards
+    assert all(1 <= step <= num_forwards for step in once.decided_at)
+    assert not any(token == learner.denoiser.mask_token_id for token in once.token_ids)
+
+
+def test_what_a_model_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+    for objective, options, message in (
+        ("uniform", {"mode": "ar"}, "not trained to predict next tokens"),
+        ("uniform", {"mode": "diffusion", "rule": "threshold:0.9"}, "needs masked noise"),
+        ("ar", {"mode": "diffusion"}, "no mask token"),
+        ("masked", {"mode": "diffusion", "sampler": "renoise"}, "needs uniform noise"),
+        ("joint", {"mode": "ar", "sampler": "ancestral"}, "only mode 'diffusion' denoises"),
+        (
+            "joint",
+            {"mode": "diffusion", "sampler": "ancestral", "rule": "top-k"},
+            "cannot be given with a rule",
+        ),
+    ):
+        learner = Learner.new(config(objective), byte_tokenizer())
+        folder = tmp_path / f"{objective}-{len(message)}"
+        learner.recipe.export(weights(learner.network), folder)
+        arguments: dict[str, Any] = {"max_tokens": 4, **options}
+        with pytest.raises(UsageError, match=message):
+            load(str(folder)).generate("hello", **arguments)
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -42,6 +42,14 @@ RuleOption = Annotated[
         metavar="RULE",
     ),
 ]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="diffusion, in the place of a rule: what becomes of the canvas after each forward: ancestral, "
+        "remdm-cap:0.02, predictor-corrector, renoise, ... (docs/sampling.md).",
+        metavar="SAMPLER",
+    ),
+]
 BlockLengthOption = Annotated[
     int | None, typer.Option(help="diffusion, speculative: most open positions at a time.", metavar="N")
 ]

@@ -22,6 +22,7 @@ from unmask.cli.arguments import (
     OfflineFlag,
     OptionalModel,
     RuleOption,
+    SamplerOption,
     SeedOption,
     StopOption,
     StopTokenOption,
@@ -51,6 +52,7 @@ def chat(
     *,
     mode: ModeOption = "speculative",
     rule: RuleOption = None,
+    sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
     max_tokens: MaxTokensOption = 512,
@@ -80,6 +82,7 @@ def chat(
     options = decoding_options(
         mode=mode,
         rule=rule,
+        sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
         max_tokens=max_tokens,

@@ -20,6 +20,7 @@ from unmask.cli.arguments import (
     NumStepsOption,
     OfflineFlag,
     RuleOption,
+    SamplerOption,
     SeedOption,
     StopOption,
     StopTokenOption,
@@ -49,6 +50,7 @@ def generate(
     file: FileOption = None,
     mode: ModeOption = "ar",
     rule: RuleOption = None,
+    sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
     max_tokens: MaxTokensOption = 256,
@@ -83,6 +85,7 @@ def generate(
     options = decoding_options(
         mode=mode,
         rule=rule,
+        sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
         max_tokens=max_tokens,

@@ -14,6 +14,7 @@ def decoding_options(
     mode: str,
     max_tokens: int,
     rule: str | None = None,
+    sampler: str | None = None,
     block_length: int | None = None,
     num_steps: int | None = None,
     temperature: float = 0.0,
@@ -27,6 +28,7 @@ def decoding_options(
     """Return checked options; UsageError names what is unknown or does not go with the mode."""
     from unmask.decoding.options import MODES, Options
     from unmask.decoding.rules import RULES
+    from unmask.decoding.samplers import parse_sampler
     from unmask.registry import unknown_name
 
     known = next((name for name in MODES if name == mode), None)
@@ -38,6 +40,7 @@ def decoding_options(
     return Options(
         mode=known,
         rule=None if rule is None else RULES.parse(rule),
+        sampler=None if sampler is None else parse_sampler(sampler),
         block_length=block_length,
         num_steps=num_steps,
         max_tokens=max_tokens,

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 
 from unmask.decoding.options import Options
+from unmask.decoding.sampler import Sampler
+from unmask.decoding.samplers import Ancestral
+from unmask.diffusion.masked import Masked
 from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser
 
@@ -13,11 +16,15 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     Raises UsageError for a mode the model does not have, and for a prompt or stop tokens that it cannot take.
     """
     config = denoiser.transformer.config
-    if options.mode != "ar" and denoiser.mask_token_id is None:
+    if options.mode != "ar" and denoiser.mask_token_id is None and denoiser.process is None:
         raise UsageError(
             f"mode {options.mode!r}: this model has no mask token",
             "use mode 'ar', or convert the model first",
         )
+    if options.sampler is not None and denoiser.process is None:
+        raise UsageError(f"sampler {options.sampler}: the noise of this model is not known", "give a rule")
+    if options.mode == "speculative" and denoiser.mask_token_id is None:
+        raise UsageError("mode 'speculative': drafts are masks, and this model has none", "use mode 'ar'")
     if options.mode != "diffusion" and not denoiser.predicts_next:
         raise UsageError(
             f"mode {options.mode!r}: this model was not trained to predict next tokens",
@@ -37,3 +44,8 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     if beyond:
         raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")
     return min(options.max_tokens, config.max_positions - len(prompt_ids))
+
+
+def default_sampler(denoiser: Denoiser) -> Sampler | None:
+    """Return what fills canvases of a model that no rule can decode, for its tokens are never simply open."""
+    return None if denoiser.process is None or isinstance(denoiser.process, Masked) else Ancestral()

@@ -1,20 +1,24 @@
 """The decoding loop: one request in three modes, to be read, and to be what faster code must equal."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unmask.decoding.admission import admit
-from unmask.decoding.candidates import Keys, draw, sampling_law
+from unmask.decoding.admission import admit, default_sampler
+from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.decoding.canvas import Canvas
 from unmask.decoding.decision import Drift, decide
 from unmask.decoding.options import Mode, Options
+from unmask.decoding.sampler import Sampler
+from unmask.decoding.samplers import Unmask
+from unmask.decoding.sampling import sampling
 from unmask.decoding.speculation import accept
 from unmask.decoding.transcript import FinishReason, Transcript
+from unmask.diffusion.denoising import DenoiserFunction
 from unmask.model.cache import KVCache
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.rng import Stream
@@ -122,7 +126,10 @@ def stream(
     does not have.
     """
     request = _Request.open(
-        denoiser, tokenizer, prompt_ids, options.resolve(block_length=None, stop_token_ids=())
+        denoiser,
+        tokenizer,
+        prompt_ids,
+        options.resolve(block_length=None, stop_token_ids=(), sampler=default_sampler(denoiser)),
     )
     return _timed(request)
 
@@ -142,7 +149,8 @@ def _timed(request: "_Request") -> Iterator[Event]:
 
 
 def _run(request: "_Request") -> Iterator[Snapshot]:
-    yield from _prefill(request)
+    if not request.denoiser.full_attention:
+        yield from _prefill(request)
     yield from _LOOPS[request.options.mode](request)
 
 
@@ -166,27 +174,76 @@ def _autoregressive(request: "_Request") -> Iterator[Snapshot]:
 
 
 def _diffusion(request: "_Request") -> Iterator[Snapshot]:
-    """Denoise a canvas after the decided tokens, commit it with a causal forward, take the next token from its law.
+    """Fill a canvas after the decided tokens, commit it with a causal forward, take the next token from its law.
 
-    Denoising reads the cache; what later blocks see is the causal stream's keys and values alone. Nothing
-    follows the last block, so it is not committed. A model that predicts no next tokens needs no forward for the
-    commit: the next canvas's first forward stores the block.
+    What later blocks see is the causal stream's keys and values alone. Nothing follows the last block, so it is not
+    committed. A model that predicts no next tokens needs no forward for the commit: the next canvas's first forward
+    stores the block.
     """
-    transcript, options = request.transcript, request.options
+    transcript = request.transcript
+    fill = _by_rule if request.sampler is None else _by_sampler
     while not transcript.is_finished:
-        num_before, start = len(transcript.token_ids), request.num_decided
-        canvas = request.blank_canvas(transcript.room)
-        assert options.rule is not None  # resolve
-        drift, steps_left = Drift(options.rule.memory), options.num_steps
-        while canvas.open.any() and not transcript.is_finished:
-            canvas = _denoise(request, canvas, request.draft(canvas, start), start, steps_left, drift)
-            steps_left = None if steps_left is None else steps_left - 1
-            for place in range(len(transcript.token_ids) - num_before, int(canvas.num_leading)):
-                transcript.append(int(canvas.tokens[place]), int(canvas.decided_at[place]))
-            yield request.snapshot("denoise", canvas, num_before)
+        start = request.num_decided
+        tokens = yield from fill(request, start)
         if request.denoiser.predicts_next and not transcript.is_finished:
-            request.append_next(request.causal(canvas.tokens, start, num_heads=1))
+            request.append_next(request.causal(tokens, start, num_heads=1))
             yield request.snapshot("commit")
+
+
+def _by_rule(request: "_Request", start: int) -> Generator[Snapshot, None, Tensor]:
+    """Commit after every forward what the rule chooses; return the canvas's tokens."""
+    transcript, options = request.transcript, request.options
+    num_before, canvas = len(transcript.token_ids), request.blank_canvas(transcript.room)
+    assert options.rule is not None  # resolve
+    drift, steps_left = Drift(options.rule.memory), options.num_steps
+    belief: Tensor | None = None
+    while canvas.open.any() and not transcript.is_finished:
+        draft = request.draft(canvas, start, belief)
+        belief = draft.logits[: len(canvas.tokens), : request.denoiser.vocab_size].softmax(-1)
+        canvas = _denoise(request, canvas, draft, start, steps_left, drift)
+        steps_left = None if steps_left is None else steps_left - 1
+        for place in range(len(transcript.token_ids) - num_before, int(canvas.num_leading)):
+            transcript.append(int(canvas.tokens[place]), int(canvas.decided_at[place]))
+        yield request.snapshot("denoise", canvas, num_before)
+    return canvas.tokens
+
+
+def _by_sampler(request: "_Request", start: int) -> Generator[Snapshot, None, Tensor]:
+    """Run the sampler on a canvas of noise; nothing is decided before it ends. Return the canvas's tokens."""
+    transcript, options, denoiser = request.transcript, request.options, request.denoiser
+    process, sampler = denoiser.process, request.sampler
+    assert process is not None  # admit
+    assert sampler is not None
+    assert options.block_length is not None  # resolve
+    length = min(options.block_length, transcript.room)
+    num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
+    given = torch.tensor(request.decided if denoiser.full_attention else [], dtype=torch.int64)
+    tokens = torch.cat([given, torch.zeros(length, dtype=torch.int64)])[None]
+    free = torch.arange(tokens.shape[1])[None] >= len(given)
+    states = sampling(
+        request.denoise(start),
+        process,
+        tokens,
+        free,
+        sampler,
+        steps=options.num_steps or length,
+        seeds=(options.seed,),
+        shape=Shape(options.temperature, options.top_k, options.top_p),
+        start=start - len(given),
+    )
+    for state in states:
+        request.num_forwards += int(state.num_forwards) - (request.num_decode_forwards - num_forwards)
+        request.num_decode_forwards = num_forwards + int(state.num_forwards)
+        written, noisy, steps = (
+            part[0, len(given) :] for part in (state.tokens, state.noisy, state.decided_at)
+        )
+        is_open = process.is_masked(written) if process.masks else noisy
+        canvas = Canvas(written, is_open, steps + num_forwards)
+        if int(state.num_forwards):
+            yield request.snapshot("denoise", canvas, num_before)
+    for token, step in zip(written.tolist(), canvas.decided_at.tolist(), strict=True):
+        transcript.append(token, step)
+    return written
 
 
 def _denoise(
@@ -270,14 +327,28 @@ class _Request:
     ) -> "_Request":
         room = admit(denoiser, prompt_ids, options)
         transcript = Transcript(tokenizer, options, room=room)
-        return cls(
-            denoiser, tuple(prompt_ids), options, transcript, denoiser.new_cache(len(prompt_ids) + room)
-        )
+        capacity = 0 if denoiser.full_attention else len(prompt_ids) + room
+        return cls(denoiser, tuple(prompt_ids), options, transcript, denoiser.new_cache(capacity))
+
+    @property
+    def decided(self) -> list[int]:
+        """Prompt and generated tokens together."""
+        return [*self.prompt_ids, *self.transcript.token_ids]
 
     @property
     def num_decided(self) -> int:
-        """Prompt and generated tokens together: the position of the next token."""
+        """How many they are: the position of the next token."""
         return len(self.prompt_ids) + len(self.transcript.token_ids)
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What fills the canvases, where the loop by rule does not: it needs masks, and a causal stream."""
+        options, denoiser = self.options, self.denoiser
+        if options.sampler is not None:
+            return options.sampler
+        if denoiser.full_attention or denoiser.mask_token_id is None:
+            return None if options.rule is None else Unmask(options.rule)
+        return None
 
     def blank_canvas(self, room: int) -> Canvas:
         """Return an open canvas of the block length, or of `room` when that is less."""
@@ -290,12 +361,27 @@ class _Request:
         self._count()
         return self.denoiser.causal(tokens, start, self.cache, num_heads=num_heads)
 
-    def draft(self, canvas: Canvas, start: int) -> Draft:
+    def draft(self, canvas: Canvas, start: int, belief: Tensor | None = None) -> Draft:
         """Run the canvas at `start`, and before it the last decided token and any other that is not stored yet."""
         self._count()
+        share = canvas.open.double().mean()
+        return self._run_canvas(canvas.tokens, start, share, belief)
+
+    def denoise(self, start: int) -> DenoiserFunction:
+        """Return the denoiser of a canvas at `start`: of the whole sequence where the model sees it whole."""
+        if self.denoiser.full_attention:
+            return self.denoiser.whole
+
+        def run(tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+            draft = self._run_canvas(tokens[0], start, time[0], None if belief is None else belief[0])
+            return draft.logits[None, : tokens.shape[1], : self.denoiser.vocab_size]
+
+        return run
+
+    def _run_canvas(self, tokens: Tensor, start: int, time: Tensor, belief: Tensor | None) -> Draft:
         first = min(self.cache.lengths[0], start - 1)
-        decided = [*self.prompt_ids, *self.transcript.token_ids]
-        return self.denoiser.draft(decided[first:start], canvas.tokens, first, self.cache)
+        pending = self.decided[first:start]
+        return self.denoiser.draft(pending, tokens, first, self.cache, time=time, belief=belief)
 
     def step(self) -> Snapshot:
         """Decide one token with one causal forward of the seed."""

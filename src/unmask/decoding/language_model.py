@@ -4,10 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from unmask.decoding.admission import default_sampler
 from unmask.decoding.generate import Event, Generation, stream
 from unmask.decoding.options import Mode, Options
 from unmask.decoding.rules import RULES, Rule
+from unmask.decoding.sampler import Sampler
+from unmask.decoding.samplers import parse_sampler
+from unmask.diffusion.process import PROCESSES, Process, build_process
+from unmask.diffusion.schedule import SCHEDULES
 from unmask.errors import UsageError
+from unmask.model.catalogue import ModelCard
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import tune_allocator
@@ -32,6 +38,8 @@ class LanguageModel:
             logit_shift=card.logit_shift,
             banned=() if mask is None or mask >= vocab_size else (mask,),
             predicts_next=card.predicts_next,
+            full_attention=card.attention == "full",
+            process=_process(card, vocab_size),
             conditioning=checkpoint.conditioning,
         )
 
@@ -43,6 +51,7 @@ class LanguageModel:
         max_tokens: int = 256,
         block_length: int | None = None,
         rule: Rule | str | None = None,
+        sampler: Sampler | str | None = None,
         num_steps: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -61,6 +70,7 @@ class LanguageModel:
             max_tokens=max_tokens,
             block_length=block_length,
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
+            sampler=parse_sampler(sampler) if isinstance(sampler, str) else sampler,
             num_steps=num_steps,
             temperature=temperature,
             top_p=top_p,
@@ -81,7 +91,11 @@ class LanguageModel:
         model's card.
         """
         card = self.checkpoint.card
-        resolved = options.resolve(block_length=card.block_length, stop_token_ids=tuple(card.stop_token_ids))
+        resolved = options.resolve(
+            block_length=card.block_length,
+            stop_token_ids=tuple(card.stop_token_ids),
+            sampler=default_sampler(self.denoiser),
+        )
         return stream(self.denoiser, self.tokenizer, self.encode(prompt, raw=raw), resolved)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
@@ -102,6 +116,15 @@ class LanguageModel:
                 "the prompt is empty, and this model has no token to begin a text with", "give a text"
             )
         return ids
+
+
+def _process(card: ModelCard, vocab_size: int) -> Process | None:
+    """Return the noise that a model was trained on, `None` for a model that has only next tokens."""
+    mask = card.mask_token_id
+    if mask is None and PROCESSES.get(card.process.partition(":")[0]).masks:
+        return None
+    num_tokens = vocab_size - 1 if mask == vocab_size - 1 else vocab_size
+    return build_process(card.process, num_tokens, mask, SCHEDULES.parse(card.schedule))
 
 
 def load(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from unmask.decoding.rules import Rule, Threshold
+from unmask.decoding.sampler import Sampler
 from unmask.errors import UsageError
 from unmask.registry import unknown_name
 
@@ -25,6 +26,7 @@ class Options:
     `max_tokens`: most tokens to generate; the context's end may come first.
     `block_length` (diffusion, speculative): most open positions on the canvas.
     `rule` (diffusion): which open positions to commit after a forward.
+    `sampler` (diffusion), in the place of a rule: what becomes of the canvas after each forward.
     `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
     them.
     `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p` cut the tempered law. A greedy choice
@@ -36,6 +38,7 @@ class Options:
     max_tokens: int = 256
     block_length: int | None = None
     rule: Rule | None = None
+    sampler: Sampler | None = None
     num_steps: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -51,6 +54,7 @@ class Options:
             self._refuse("block_length", "an autoregressive step has no canvas")
         if self.mode != "diffusion":
             self._refuse("rule", "only mode 'diffusion' chooses what to commit")
+            self._refuse("sampler", "only mode 'diffusion' denoises")
             self._refuse("num_steps", "only mode 'diffusion' denoises in steps")
         self._check_integer("max_tokens", 1)
         for field in ("block_length", "num_steps"):
@@ -63,6 +67,12 @@ class Options:
             "rule",
             "must be a Rule; RULES.parse reads a text",
         )
+        self._check(
+            self.sampler is None or isinstance(self.sampler, Sampler),
+            "sampler",
+            "must be a Sampler; parse_sampler reads a text",
+        )
+        self._check(self.sampler is None or self.rule is None, "sampler", "cannot be given with a rule too")
         self._check(
             _is_number(self.temperature) and self.temperature >= 0,
             "temperature",
@@ -84,13 +94,21 @@ class Options:
             "must be a tuple of token ids, each 0 or more",
         )
 
-    def resolve(self, *, block_length: int | None, stop_token_ids: tuple[int, ...]) -> "Options":
-        """Return these options with what was not given taken from the model, or else from the defaults."""
-        uses_canvas, denoises = self.mode != "ar", self.mode == "diffusion"
+    def resolve(
+        self, *, block_length: int | None, stop_token_ids: tuple[int, ...], sampler: Sampler | None = None
+    ) -> "Options":
+        """Return these options with what was not given taken from the model, or else from the defaults.
+
+        `sampler`: of a model that no rule can decode.
+        """
+        if self.mode == "diffusion" and self.rule is None and self.sampler is None:
+            return replace(self, sampler=sampler, rule=None if sampler else DEFAULT_RULE).resolve(
+                block_length=block_length, stop_token_ids=stop_token_ids
+            )
+        uses_canvas = self.mode != "ar"
         return replace(
             self,
             block_length=self.block_length or (block_length or DEFAULT_BLOCK_LENGTH if uses_canvas else None),
-            rule=self.rule or (DEFAULT_RULE if denoises else None),
             stop_token_ids=stop_token_ids if self.stop_token_ids is None else self.stop_token_ids,
         )
 

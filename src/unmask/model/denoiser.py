@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.errors import UsageError
+from unmask.diffusion.process import Process
 from unmask.layout import Layout, Segment, causal_layout
 from unmask.model.adapter import Adapter
 from unmask.model.cache import KVCache
@@ -51,8 +51,9 @@ class Denoiser:
     With `logit_shift` the state of one position predicts the token of the next, as in the AR model it came from
     (Fast-dLLM v2, arXiv 2509.26328); without it every canvas position predicts its own token. `mask_token_id` may lie
     outside the vocabulary; its embedding is the adapter's where there is one. Banned tokens have logit -inf.
-    `predicts_next` says whether the causal stream was trained to; `conditioning` tells noisy tokens the time and the
-    last belief.
+    `predicts_next` says whether the causal stream was trained to. `full_attention`: there is no causal stream, every
+    forward sees the whole sequence both ways, and nothing can be cached. `process` is the noise that it undoes, `None`
+    for an autoregressive model. `conditioning` tells noisy tokens the time and the last belief.
     """
 
     transformer: Transformer
@@ -61,6 +62,8 @@ class Denoiser:
     logit_shift: bool = True
     banned: tuple[int, ...] = ()
     predicts_next: bool = True
+    full_attention: bool = False
+    process: Process | None = None
     conditioning: Conditioning | None = None
 
     @property
@@ -141,12 +144,8 @@ class Denoiser:
 
         `pending`: at least the last decided token. Open canvas positions hold the mask token. The pending tokens' keys
         and values are stored, the canvas leaves no trace. `time` (broadcasts to (B,)) and `belief` (B, K) are for the
-        ports of a denoiser that has them. Raises UsageError for a model that has no canvas.
+        ports of a denoiser that has them.
         """
-        if self.mask_token_id is None:
-            raise UsageError(
-                "this model has no mask token, so it can only decode in mode 'ar'", "convert it first"
-            )
         part, num_pending = self._run_part(canvas), len(pending)
         segments = [Segment(start, num_pending, store=True, row=row)]
         device = self.transformer.device

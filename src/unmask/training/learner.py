@@ -83,6 +83,8 @@ class Learner:
             mask_token_id=mask,
             logit_shift=False,
             predicts_next=isinstance(table, AutoregressiveTable | JointTable),
+            full_attention=noise is not None and noise.cuts is None,
+            process=None if noise is None else noise.process,
             conditioning=conditioning,
         )
         objective = Objective(denoiser, denoiser.predicts_next, noise)
@@ -98,10 +100,15 @@ class Learner:
         start = self.tokenizer.eos_id
         assert start is not None  # shards need one
         mode: Mode = "ar" if self.denoiser.predicts_next else "diffusion"
-        length = min(_SAMPLE_TOKENS, self.card.context_length - 1)
-        options = Options(mode=mode, temperature=1.0, max_tokens=length, seed=step)
-        resolved = options.resolve(block_length=self.card.block_length, stop_token_ids=(start,))
-        return generate(self.denoiser, self.tokenizer, [start], resolved).text
+        options = Options(
+            mode=mode,
+            block_length=None if mode == "ar" else self.card.block_length,
+            temperature=1.0,
+            max_tokens=min(_SAMPLE_TOKENS, self.card.context_length - 1),
+            seed=step,
+            stop_token_ids=(start,),
+        )
+        return generate(self.denoiser, self.tokenizer, [start], options).text
 
     def export(self, weights: Mapping[str, Tensor], folder: Path) -> None:
         """Write these weights, by their names in the network, as a checkpoint that `unmask.load` reads."""
@@ -223,7 +230,7 @@ def _card(
     return replace(
         card,
         block_length=max(table.block_lengths, default=config.data.length),
-        attention="full" if noise.cuts is None else "causal",
+        attention="full" if denoiser.full_attention else "causal",
         process=table.process,
         schedule=table.schedule,
     )

@@ -1,0 +1,279 @@
+"""Train small models on a Markov chain, whose entropy is known, and see how near their bounds come.
+
+    python benchmarks/markov.py [--steps 2000] [--vocabulary 8] [--length 32]
+
+One transformer for each objective, same size, same number of sequences. The bound of each is measured on fresh
+sequences, with its standard error, beside the chain's entropy rate: a perfect model costs exactly that. For the masked
+model the error of parallel decoding is measured too: the KL divergence from the chain to what it writes in so many
+rounds, by exact likelihood, beside the closed form of a perfect denoiser. Writes benchmarks/markov.json and .png.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from acceptance import machine
+
+from unmask.config import TransformerConfig
+from unmask.diffusion.markov import MarkovChain
+from unmask.diffusion.process import build_process
+from unmask.diffusion.schedule import SCHEDULES
+from unmask.diffusion.times import ExactCount
+from unmask.model.conditioning import Conditioning
+from unmask.model.denoiser import Denoiser
+from unmask.runtime import thread_count, tune_allocator
+from unmask.training.batches import Batch
+from unmask.training.initialisation import random_transformer
+from unmask.training.learning_rate import WarmupStableDecay
+from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
+from unmask.training.streams import Cuts
+
+HERE = Path(__file__).parent
+ROWS = 128
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective. Without a process: next tokens only."""
+
+    name: str
+    process: str | None = None
+    cuts: Cuts | None = None
+    next_token: bool = False
+    time_port: bool = False
+
+
+CASES = (
+    Case("ar", next_token=True),
+    Case("masked", "masked"),
+    Case("block 4", "masked", Cuts((4,))),
+    Case("joint 4", "masked", Cuts((4,)), next_token=True),
+    Case("uniform", "uniform", time_port=True),
+    Case("hybrid 0.2", "hybrid:0.2", time_port=True),
+)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Nats per token, with the standard error over sequences."""
+
+    objective: str
+    loss: str
+    nats: float
+    standard_error: float
+    over_entropy: float
+    seconds: float
+
+
+def build(case: Case, vocab_size: int, length: int, generator: torch.Generator) -> Objective:
+    """Return a small random model with its objective; the mask, if any, follows the vocabulary."""
+    noise, mask = None, None
+    if case.process is not None:
+        process = build_process(case.process, vocab_size, vocab_size, SCHEDULES.parse("linear"))
+        noise, mask = NoiseConfig(process, case.cuts), process.mask_token_id
+    config = TransformerConfig(
+        vocab_size=vocab_size + (mask is not None),
+        hidden_size=64,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=4,
+        head_size=16,
+        intermediate_size=192,
+        max_positions=length + 1,
+        tie_embeddings=True,
+        qk_norm=True,
+    )
+    ports = Conditioning.initialise(64, generator, time=True, belief=False) if case.time_port else None
+    transformer = random_transformer(config, generator)
+    return Objective(
+        Denoiser(transformer, mask_token_id=mask, logit_shift=False, conditioning=ports),
+        case.next_token,
+        noise,
+    )
+
+
+def train(objective: Objective, draw: Callable[[], Batch], steps: int, generator: torch.Generator) -> None:
+    denoiser = objective.denoiser
+    ports = [] if denoiser.conditioning is None else list(denoiser.conditioning.parameters())
+    parameters = [*denoiser.transformer.parameters(), *ports]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
+    rates = WarmupStableDecay(3e-3, warmup_steps=50, decay_share=0.5)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rates.at(step, step / steps)
+        losses = objective(draw(), generator).values()
+        torch.autograd.backward(
+            torch.stack([loss.weight * loss.total / loss.num_tokens for loss in losses]).sum()
+        )
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def measure(
+    case: Case,
+    objective: Objective,
+    draw: Callable[[], Batch],
+    entropy: float,
+    num_batches: int,
+    seconds: float,
+) -> list[Bound]:
+    """Return the bound of each loss over fresh batches."""
+    if case.process == "masked":  # the estimator without the noise of the number of masks
+        objective = replace(objective, noise=replace(objective.noise, times=ExactCount()))
+    generator = torch.Generator().manual_seed(SEED + 1)
+    values: dict[str, list[float]] = {}
+    for _ in range(num_batches):
+        for name, loss in objective(draw(), generator).items():
+            values.setdefault(name, []).append(float(loss.total) / loss.num_tokens)
+    return [
+        Bound(
+            case.name,
+            {NEXT_TOKEN: "next token", DIFFUSION: "diffusion"}[name],
+            round(float(np.mean(means)), 5),
+            round(float(np.std(means, ddof=1) / len(means) ** 0.5), 5),
+            round(float(np.mean(means)) / entropy - 1, 5),
+            round(seconds, 1),
+        )
+        for name, means in values.items()
+    ]
+
+
+def schedules(length: int) -> dict[str, list[list[list[int]]]]:
+    """Return ways to reveal positions 1..length in rounds, by name, from few rounds to many; position 0 is given."""
+    counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= length]
+    shuffled = np.random.default_rng(SEED).permutation(np.arange(1, length + 1)).tolist()
+    return {
+        "left to right": [np.array_split(range(1, length + 1), count) for count in counts],
+        "random": [np.array_split(shuffled, count) for count in counts],
+        "strided": [
+            [list(range(1 + start, length + 1, count)) for start in range(count)] for count in counts
+        ],
+    }
+
+
+@torch.no_grad()
+def measured_kl(
+    objective: Objective, chain: MarkovChain, tokens: torch.Tensor, rounds: list[list[int]]
+) -> list[float]:
+    """Return log p - log q of every sequence, where q is what the model writes in these rounds: exact."""
+    mask = objective.denoiser.mask_token_id
+    canvas = torch.full_like(tokens, mask)
+    canvas[:, 0] = tokens[:, 0]
+    written = torch.zeros(len(tokens), dtype=torch.float64)
+    for places in map(list, rounds):
+        logits = objective.denoiser.whole(canvas, torch.zeros(1, 1)).double().log_softmax(-1)
+        written += logits[:, places].gather(-1, tokens[:, places, None]).sum((1, 2))
+        canvas[:, places] = tokens[:, places]
+    true = chain.log_prob(tokens) - chain.initial.log()[tokens[:, 0]]
+    return (true - written).tolist()
+
+
+def divergences(objective: Objective, chain: MarkovChain, length: int) -> list[dict[str, object]]:
+    tokens = chain.sample(500, length + 1, torch.Generator().manual_seed(SEED + 2))
+    rows = []
+    for name, ways in schedules(length).items():
+        for rounds in ways:
+            values = measured_kl(objective, chain, tokens, rounds)
+            exact = chain.schedule_kl([[0], *(sorted(map(int, places)) for places in rounds)])
+            rows.append(
+                {
+                    "schedule": name,
+                    "rounds": len(rounds),
+                    "kl": round(float(np.mean(values)), 4),
+                    "standard_error": round(float(np.std(values, ddof=1) / len(values) ** 0.5), 4),
+                    "closed_form": round(exact, 4),
+                }
+            )
+    return rows
+
+
+def draw_picture(bounds: list[Bound], rows: list[dict[str, object]], entropy: float, path: Path) -> None:
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    names = [f"{bound.objective}\n{bound.loss}" for bound in bounds]
+    left.bar(names, [100 * bound.over_entropy for bound in bounds])
+    left.errorbar(
+        names,
+        [100 * bound.over_entropy for bound in bounds],
+        [100 * bound.standard_error / entropy for bound in bounds],
+        fmt="none",
+        color="k",
+        lw=0.8,
+    )
+    left.axhline(2, color="0.6", lw=0.8, ls="--")
+    left.set(ylabel="bound above the entropy, %")
+    left.tick_params(axis="x", labelsize=7)
+    for name in dict.fromkeys(row["schedule"] for row in rows):
+        mine = [row for row in rows if row["schedule"] == name]
+        rounds = [row["rounds"] for row in mine]
+        (line,) = right.plot(rounds, [row["closed_form"] for row in mine], label=f"{name}, closed form")
+        right.errorbar(
+            rounds,
+            [row["kl"] for row in mine],
+            [row["standard_error"] for row in mine],
+            fmt="o",
+            ms=4,
+            color=line.get_color(),
+            label=f"{name}, trained model",
+        )
+    right.set(xscale="log", xlabel="rounds (forwards)", ylabel="KL of what is written, nats per sequence")
+    right.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--vocabulary", type=int, default=8)
+    parser.add_argument("--length", type=int, default=32)
+    arguments = parser.parse_args()
+    tune_allocator()
+    torch.set_num_threads(thread_count() or torch.get_num_threads())
+    length = arguments.length
+    chain = MarkovChain.random(arguments.vocabulary, torch.Generator().manual_seed(SEED))
+    entropy = (chain.entropy(length + 1) - chain.entropy(1)) / length
+    bounds: list[Bound] = []
+    rows: list[dict[str, object]] = []
+    bounds_of = tuple(range(0, ROWS * (length + 1) + 1, length + 1))
+    for case in CASES:
+        source = torch.Generator().manual_seed(SEED)
+
+        def draw(source: torch.Generator = source) -> Batch:
+            return Batch(chain.sample(ROWS, length + 1, source).flatten(), bounds_of)
+
+        generator = torch.Generator().manual_seed(SEED)
+        objective = build(case, arguments.vocabulary, length, generator)
+        began = time.perf_counter()
+        train(objective, draw, arguments.steps, generator)
+        bounds += measure(case, objective, draw, entropy, 60, time.perf_counter() - began)
+        print(*bounds[-2:], sep="\n", file=sys.stderr, flush=True)
+        if case.name == "masked":
+            rows = divergences(objective, chain, length)
+    report = {
+        "command": " ".join(["python", "benchmarks/markov.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "vocabulary": arguments.vocabulary,
+        "length": length,
+        "steps": arguments.steps,
+        "sequences_per_step": ROWS,
+        "entropy_nats_per_token": round(entropy, 5),
+        "bounds": [asdict(bound) for bound in bounds],
+        "kl_of_schedules": rows,
+    }
+    (HERE / "markov.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw_picture(bounds, rows, entropy, HERE / "markov.png")
+
+
+if __name__ == "__main__":
+    main()
