@@ -21,6 +21,10 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+def frozen(**settings: object) -> dict[str, object]:
+    return {"name": "frozen", "rank": 2, **settings}
+
+
 def tiny_config(base: Path, **changes: object) -> ConversionConfig:
     settings: dict[str, object] = {
         "model": str(base),
@@ -29,7 +33,7 @@ def tiny_config(base: Path, **changes: object) -> ConversionConfig:
         "length": 48,
         "batch_documents": 2,
         "synthesis_rows": 4,
-        "rank": 2,
+        "recipe": {"name": "frozen", "rank": 2},
         "block_lengths": (2, 4),
         "held_out_documents": 2,
         "save_every": 3,
@@ -86,7 +90,9 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last(base: Path, tmp_
 
 def test_training_lowers_the_held_out_loss_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
     before = load_checkpoint(str(base), adapter="none").transformer.state_dict()
-    after = run(tiny_config(base, steps=40, save_every=40, learning_rate=1e-2), tmp_path / "out").transformer
+    after = run(
+        tiny_config(base, steps=40, save_every=40, recipe=frozen(learning_rate=1e-2)), tmp_path / "out"
+    ).transformer
     assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
     held_out = [record["loss"] for record in records(tmp_path / "out") if record["split"] == "held_out"]
     assert held_out[-1] < held_out[0]
@@ -103,10 +109,66 @@ def test_the_folder_is_a_model_whose_speculation_is_lossless(base: Path, tmp_pat
     assert model.generate("hello", mode="diffusion", max_tokens=20).num_tokens <= 20
 
 
+@pytest.mark.parametrize("name", ["drafter", "joint"])
+def test_the_other_recipes_resume_exactly_too(name: str, base: Path, tmp_path: Path) -> None:
+    run(tiny_config(base), tmp_path / "adapter")
+    config = tiny_config(base, recipe={"name": name})
+    folder = str(tmp_path / "adapter") if name == "drafter" else config.model
+
+    def carry(out: Path, interrupt_at: int | None) -> None:
+        checkpoint = load_checkpoint(folder, adapter="none" if name == "joint" else None)
+
+        def observe(event: ConversionEvent) -> None:
+            if (
+                event.record is not None
+                and event.record.split == "train"
+                and event.record.step == interrupt_at
+            ):
+                signal.raise_signal(signal.SIGINT)
+
+        Conversion(config, out, checkpoint).run(observe)
+
+    carry(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        carry(tmp_path / "cut", 4)
+    carry(tmp_path / "cut", None)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_drafter_tunes_the_adapter_it_is_given(base: Path, tmp_path: Path) -> None:
+    run(tiny_config(base), tmp_path / "adapter")
+    start = load_checkpoint(str(tmp_path / "adapter"))
+    assert start.adapter is not None
+    before = {key: value.clone() for key, value in start.adapter.state_dict().items()}
+    config = tiny_config(base, recipe={"name": "drafter", "learning_rate": 1e-2}, steps=20)
+    Conversion(config, tmp_path / "tuned", start).run(lambda event: None)
+    after = load_checkpoint(str(tmp_path / "tuned")).adapter
+    assert after is not None
+    assert any(not torch.equal(value, before[key]) for key, value in after.state_dict().items())
+    held_out = [record["loss"] for record in records(tmp_path / "tuned") if record["split"] == "held_out"]
+    assert held_out[-1] < held_out[0]
+    with pytest.raises(UsageError, match="has no adapter to tune"):
+        Conversion(config, tmp_path / "bare", load_checkpoint(str(base), adapter="none"))
+
+
+def test_a_joint_model_has_three_modes(base: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        base, recipe={"name": "joint", "learning_rate": 1e-2, "next_token_share": 0.3}, steps=20
+    )
+    Conversion(config, tmp_path / "out", load_checkpoint(str(base), adapter="none")).run(lambda event: None)
+    held_out = [record["loss"] for record in records(tmp_path / "out") if record["split"] == "held_out"]
+    assert held_out[-1] < held_out[0]
+    model = load(str(tmp_path / "out" / "model"))
+    ar = model.generate("hello", max_tokens=20)
+    assert ar.token_ids == model.generate("hello", mode="speculative", max_tokens=20).token_ids
+    assert model.generate("hello", mode="diffusion", max_tokens=20).num_tokens <= 20
+    assert model.checkpoint.card.logit_shift is False
+
+
 def test_a_folder_belongs_to_its_config(base: Path, tmp_path: Path) -> None:
     run(tiny_config(base), tmp_path / "out")
-    with pytest.raises(UsageError, match="rank=2, not 3"):
-        run(tiny_config(base, rank=3), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"recipe\.rank=2, not 3"):
+        run(tiny_config(base, recipe=frozen(rank=3)), tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
@@ -119,8 +181,10 @@ def test_a_folder_belongs_to_its_config(base: Path, tmp_path: Path) -> None:
         ({"minutes": 1}, "either steps or minutes"),
         ({"steps": None}, "either steps or minutes"),
         ({"synthetic_tokens": 0}, "nothing to train on"),
-        ({"drafting_share": 2}, "less than or equal to 1"),
-        ({"targets": ("q", "r")}, "targets"),
+        ({"recipe": frozen(drafting_share=2)}, "less than or equal to 1"),
+        ({"recipe": frozen(targets=("q", "r"))}, "targets"),
+        ({"recipe": {"name": "joint", "rank": 2}}, "rank"),
+        ({"recipe": {"name": "frosen"}}, "frosen"),
         ({"learning_rat": 1}, "learning_rat"),
     ],
 )

@@ -9,7 +9,9 @@ from tiny_models import tiny_checkpoint
 from unmask.cli.main import main
 from unmask.model.checkpoint import save_checkpoint
 
-SMALL = "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --rank 2 --steps 2".split()
+SMALL = (
+    "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --set rank=2 --steps 2".split()
+)
 
 
 @pytest.fixture
@@ -38,7 +40,11 @@ def test_convert_then_generate(base: str, tmp_path: Path, capsys: pytest.Capture
     [
         (["--steps", "0"], "--steps"),
         (["--steps", "5", "--minutes", "1"], "either steps or minutes"),
-        (["--drafting-share", "2"], "--drafting-share"),
+        (["--set", "drafting_share=2"], "--set drafting_share"),
+        (["--set", "ranc=2"], "did you mean 'rank'?"),
+        (["--set", "rank"], "not of the form KEY=VALUE"),
+        (["--recipe", "joint", "--set", "rank=2"], "unknown setting of recipe 'joint' 'rank'"),
+        (["--recipe", "frosen"], "did you mean 'frozen'?"),
         (["--dtype", "int3"], "--dtype"),
     ],
 )

@@ -23,6 +23,8 @@ from unmask.cli.session import open_model
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from unmask.training.conversion import ConversionConfig, ConversionEvent, StepRecord
 
 DEFAULT_STEPS = 1000
@@ -34,6 +36,22 @@ def convert(
     out: Annotated[
         Path, typer.Option(help="Folder of the run; an unfinished one is continued.", metavar="FOLDER")
     ],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="frozen: an adapter beside the untouched model; drafter: its adapter tuned further, for acceptance; "
+            "joint: all weights, by next-token and diffusion loss.",
+            metavar="RECIPE",
+        ),
+    ] = "frozen",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the recipe (docs/conversion.md), such as rank=64 or learning_rate=5e-4; repeatable.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help=f"Optimiser steps (default {DEFAULT_STEPS}).", metavar="N")
     ] = None,
@@ -51,12 +69,6 @@ def convert(
     length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
     synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.", metavar="N")] = 32,
-    alpha: Annotated[float, typer.Option(help="The update is scaled by alpha / rank.", metavar="A")] = 32.0,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", metavar="RATE")] = 1e-3,
-    drafting_share: Annotated[
-        float, typer.Option(help="Share of fully open canvases.", metavar="SHARE")
-    ] = 0.7,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
@@ -64,9 +76,9 @@ def convert(
     json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Train a diffusion adapter for an autoregressive model, which itself stays as it is.
+    """Give an autoregressive model a diffusion mode.
 
-    The folder can then be used as a model. Stop with Ctrl-C and give the same command again to go on.
+    Stop with Ctrl-C and give the same command again to go on.
     """
     settings = {
         "model": model,
@@ -79,24 +91,43 @@ def convert(
         "length": length,
         "batch_documents": batch_documents,
         "synthesis_rows": synthesis_rows,
-        "rank": rank,
-        "alpha": alpha,
-        "learning_rate": learning_rate,
-        "drafting_share": drafting_share,
+        "recipe": {"name": recipe, **_settings(set_ or [])},
         "dtype": dtype,
     }
     config = _validated(settings)
-    opened = open_model(model, adapter="none", dtype=dtype, device=device, offline=offline)
     from unmask.training.conversion import Conversion
+    from unmask.training.pupil import MODEL_FOLDER, DrafterRecipe, JointRecipe
+
+    is_joint = isinstance(config.recipe, JointRecipe)
+    adapter = config.recipe.adapter if isinstance(config.recipe, DrafterRecipe) else "none"
+    # What is trained itself is not rounded first.
+    stored = "float32" if is_joint else dtype
+    opened = open_model(model, adapter=adapter, dtype=stored, device=device, offline=offline)
 
     conversion = Conversion(config, out, opened.checkpoint)
     measured: list[StepRecord] = []
     with RunBar() as bar:
         conversion.run(lambda event: _show(event, bar, measured))
+    result = out / MODEL_FOLDER if is_joint else out
     if json:
-        print_json({"folder": str(out), "held_out": [asdict(record) for record in measured]})
+        held_out = [asdict(record) for record in measured]
+        print_json({"folder": str(out), "model": str(result), "held_out": held_out})
         return
-    print_line(f"the adapter is in {out}: unmask generate {out} PROMPT --mode speculative")
+    print_line(f"the model is {result}: unmask generate {result} PROMPT --mode speculative")
+
+
+def _settings(texts: list[str]) -> dict[str, object]:
+    """Return the settings of a recipe; a value is JSON, or else a text."""
+    values: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text!r} is not of the form KEY=VALUE", "say rank=64")
+        try:
+            values[key] = json_format.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
 
 
 def _validated(settings: dict[str, object]) -> "ConversionConfig":
@@ -107,9 +138,26 @@ def _validated(settings: dict[str, object]) -> "ConversionConfig":
     try:
         return ConversionConfig.model_validate_json(json_format.dumps(settings))
     except ValidationError as error:
-        fault = error.errors()[0]
-        name = "--" + str(fault["loc"][0]).replace("_", "-") + ": " if fault["loc"] else ""
-        raise UsageError(f"{name}{fault['msg']}", "see unmask convert --help") from error
+        raise _explained(error.errors()[0], settings) from error
+
+
+def _explained(fault: "ErrorDetails", settings: dict[str, object]) -> UsageError:
+    """Return what is wrong with the settings, in the command line's own words."""
+    from unmask.registry import unknown_name
+    from unmask.training.pupil import RECIPES
+
+    place = [str(part) for part in fault["loc"]]
+    if place[:1] == ["recipe"]:
+        recipe = settings["recipe"]
+        assert isinstance(recipe, dict)
+        if fault["type"] == "union_tag_invalid":
+            return unknown_name("recipe", recipe["name"], tuple(RECIPES))
+        if fault["type"] == "extra_forbidden":
+            known = tuple(key for key in RECIPES[recipe["name"]].model_fields if key != "name")
+            return unknown_name(f"setting of recipe {recipe['name']!r}", place[-1], known)
+        return UsageError(f"--set {place[-1]}: {fault['msg']}", "see docs/conversion.md")
+    name = "--" + place[0].replace("_", "-") + ": " if place else ""
+    return UsageError(f"{name}{fault['msg']}", "see unmask convert --help")
 
 
 def _show(event: "ConversionEvent", bar: RunBar, measured: "list[StepRecord]") -> None:

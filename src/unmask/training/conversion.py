@@ -1,27 +1,23 @@
-"""The frozen recipe: an autoregressive checkpoint gets a diffusion adapter, and stays what it was."""
+"""Conversion: an autoregressive checkpoint gets a diffusion mode, by one of three recipes."""
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from unmask.config import AdapterConfig, LinearName
 from unmask.errors import TrainingError
-from unmask.model.adapter import Adapter
-from unmask.model.catalogue import CARD_FILE
 from unmask.model.checkpoint import Checkpoint
-from unmask.model.denoiser import Denoiser
-from unmask.training.blocks import BlockConfig
 from unmask.training.documents import Document, DocumentFile, sample_windows
 from unmask.training.learning_rate import WarmupStableDecay
-from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
+from unmask.training.objective import BatchLoss
+from unmask.training.pupil import AdapterPupil, AnyRecipe, FrozenRecipe, JointPupil, JointRecipe, Pupil
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 from unmask.training.step_loop import train
 from unmask.training.synthesis import SynthesisConfig, write_batch
@@ -61,27 +57,15 @@ class ConversionConfig(BaseModel):
     """Documents in one optimiser step."""
     synthesis_rows: Positive = 256
     """Documents that are written side by side."""
-    rank: Positive = 32
-    """Rank of the adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """The adapter's update is scaled by alpha / rank."""
-    targets: tuple[LinearName, ...] = get_args(LinearName)
-    """Linear maps that the adapter changes."""
+    recipe: AnyRecipe = FrozenRecipe()
+    """What is trained, and towards what."""
     block_lengths: tuple[Annotated[int, Field(ge=2)], ...] = (4, 8, 16)
     """Canvas lengths, drawn at random, so that any of them can be chosen at inference."""
-    drafting_share: Share = 0.7
-    """Share of fully open canvases; the others are opened at a random rate."""
-    draft_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Weight of a draft's positions: decay to the power of the place."""
-    label_share: Share = 0.5
-    """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak rate of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0)] = 30
     decay_share: Share = 0.5
     """Last share of the run over which the rate falls linearly to zero."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the frozen model; the adapter is always trained in float32."""
+    """Arithmetic of the model; what is trained is always stored in float32."""
     held_out_documents: Positive = 24
     """Documents kept out of training, on which the loss is measured."""
     save_every: Positive = 50
@@ -96,13 +80,8 @@ class ConversionConfig(BaseModel):
         return self
 
     @property
-    def objective(self) -> ObjectiveConfig:
-        blocks = BlockConfig(self.block_lengths, self.drafting_share)
-        return ObjectiveConfig(blocks, self.draft_decay, self.label_share)
-
-    @property
     def learning_rates(self) -> WarmupStableDecay:
-        return WarmupStableDecay(self.learning_rate, self.warmup_steps, self.decay_share)
+        return WarmupStableDecay(self.recipe.learning_rate, self.warmup_steps, self.decay_share)
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ class ConversionEvent:
 
 
 class Conversion:
-    """One run in one folder: prepare the documents, train, and leave an adapter that `unmask.load(folder)` reads.
+    """One run in one folder: prepare the documents, train, and leave a model that `unmask.load` reads.
 
     All its state is in the folder; constructing it on a folder that holds an unfinished run of the same config
     continues that run.
@@ -145,16 +124,13 @@ class Conversion:
         self.folder = RunFolder(folder, "conversion")
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, json.loads)
-        transformer = checkpoint.transformer.requires_grad_(False)
-        generator = torch.Generator().manual_seed(config.seed)
-        adapter_config = AdapterConfig(config.rank, config.alpha, config.targets)
-        self.adapter = Adapter.initialise(
-            transformer.config, adapter_config, transformer.embed.weight.float(), generator
-        ).to(transformer.device)
-        card = checkpoint.card
-        mask = transformer.config.vocab_size if card.mask_token_id is None else card.mask_token_id
-        self.denoiser = Denoiser(transformer, self.adapter, mask, logit_shift=True)
-        self.optimizer = torch.optim.AdamW(self.adapter.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+        self.pupil = _pupil(config, checkpoint)
+        self.optimizer = torch.optim.AdamW(
+            self.pupil.module.parameters(),
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            lr=config.recipe.learning_rate,
+        )
         self.step, self.seconds, self.num_tokens = 0, 0.0, 0
         self._restore()
 
@@ -174,9 +150,9 @@ class Conversion:
         train(_Steps(self, training, held_out, observe))
 
     def save(self) -> None:
-        """Write the adapter, its card and the state to resume from; each file appears whole or not at all."""
+        """Write the model and the state to resume from; each file appears whole or not at all."""
         state = {
-            "adapter": self.adapter.state_dict(),
+            "module": self.pupil.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -185,25 +161,7 @@ class Conversion:
         with self.folder.saving():
             with self.folder.replacing(STATE_FILE) as partial:
                 torch.save(state, partial)
-            self.adapter.save(self.folder.path, base=self.config.model, dtype=torch.bfloat16)
-            self._save_card()
-
-    def _save_card(self) -> None:
-        """Write the card by which the folder is loaded as a model: the base's, with the means to diffuse."""
-        base = self.checkpoint.card
-        card = replace(
-            base,
-            name=self.folder.path.name,
-            base=self.config.model,
-            mask_token_id=self.denoiser.mask_token_id,
-            block_length=base.block_length or max(self.config.block_lengths),
-            logit_shift=self.denoiser.logit_shift,
-            sources=(),
-            source=None,
-            adapter=None,
-        )
-        with self.folder.replacing(CARD_FILE) as partial:
-            partial.write_text(card.to_json(), encoding="utf-8")
+            self.pupil.write(self.folder, self.config.model, self.config.block_lengths)
 
     def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         """Train on one batch of these documents."""
@@ -213,13 +171,13 @@ class Conversion:
         rate = self.config.learning_rates.at(self.step, self.progress())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = conversion_loss(self.denoiser, chosen, self.config.objective, generator)
+        batch = self.pupil.loss(chosen, generator, self.progress())
         torch.autograd.backward(batch.loss)
         if not torch.isfinite(batch.loss):
             raise TrainingError(
                 f"the loss is {batch.loss.item()} at step {self.step}", "lower the learning rate"
             )
-        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.pupil.module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step, self.num_tokens = self.step + 1, self.num_tokens + batch.num_tokens
@@ -231,9 +189,7 @@ class Conversion:
         """Report the loss on documents kept out of training."""
         size = self.config.batch_documents
         batches = [
-            conversion_loss(
-                self.denoiser, documents[i : i + size], self.config.objective, np.random.default_rng(i)
-            )
+            self.pupil.loss(documents[i : i + size], np.random.default_rng(i), 1.0)
             for i in range(0, len(documents), size)
         ]
         self._report("held_out", batches, 0.0, observe)
@@ -273,8 +229,9 @@ class Conversion:
         stop = self.checkpoint.tokenizer.eos_id
 
         def write(batch: int) -> list[Document]:
-            model = self.denoiser.transformer
-            return write_batch(model, head, synthesis, stop_token=stop, seed=config.seed, batch=batch)
+            return write_batch(
+                self.checkpoint.transformer, head, synthesis, stop_token=stop, seed=config.seed, batch=batch
+            )
 
         written = DocumentFile(self.folder.path / DOCUMENTS_FILE, config.synthesis_rows).fill(
             write,
@@ -298,10 +255,18 @@ class Conversion:
             self.folder.rewind(METRICS_FILE, None)
             return
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        self.adapter.load_state_dict(state["adapter"])
+        self.pupil.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
         self.folder.rewind(METRICS_FILE, self.step)
+
+
+def _pupil(config: ConversionConfig, checkpoint: Checkpoint) -> Pupil:
+    recipe = config.recipe
+    if isinstance(recipe, JointRecipe):
+        return JointPupil(recipe, checkpoint, config.block_lengths, autocast=config.dtype == "bfloat16")
+    generator = torch.Generator().manual_seed(config.seed)
+    return AdapterPupil(recipe, checkpoint, config.block_lengths, generator)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
-from unmask.training.soft_targets import SoftCrossEntropy, distil
+from unmask.training.soft_targets import AcceptanceLoss, RowLoss, SoftCrossEntropy, distil
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,13 @@ class ObjectiveConfig:
     Fully open canvases (drafts) learn the frozen model's own next-token law given the true text so far; the
     prediction for the j-th position weighs ``draft_decay ** (j - 1)``, for a draft is only used up to its first error.
     Partly open canvases (denoising) may know the tokens that follow, which that law does not, so the true token has
-    `label_share` of their target.
+    `label_share` of their target. With `acceptance`, drafts are scored by that loss, each up to its first error.
     """
 
     blocks: BlockConfig
     draft_decay: float
     label_share: float
+    acceptance: AcceptanceLoss | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ def conversion_loss(
         torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
     )
     weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
-    target = SoftCrossEntropy(clean[packed], torch.where(drafts[which], 0.0, config.label_share))
+    target: RowLoss = config.acceptance or SoftCrossEntropy(
+        clean[packed], torch.where(drafts[which], 0.0, config.label_share)
+    )
     result = distil(hidden, teacher[packed - 1], denoiser.transformer.head_weight, target)
+    if config.acceptance is not None:
+        # A draft counts up to its first rejected token, and what comes after it is never looked at.
+        weights = weights * (place - int(denoiser.logit_shift) <= draft_lengths(result.agrees, which)[which])
     lengths = torch.tensor([len(canvas.tokens) for canvas in canvases])
     longest = (drafts & (lengths == max(config.blocks.lengths)))[which]
     accepted = draft_lengths(result.agrees[longest], which[longest])

@@ -1,0 +1,235 @@
+"""What a conversion trains: an adapter beside a frozen model, or the whole model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from unmask.config import AdapterConfig, LinearName
+from unmask.diffusion.masked import Masked
+from unmask.diffusion.schedule import Linear
+from unmask.errors import UsageError
+from unmask.model.adapter import Adapter
+from unmask.model.catalogue import CARD_FILE, ModelCard
+from unmask.model.checkpoint import Checkpoint, save_checkpoint
+from unmask.model.denoiser import Denoiser
+from unmask.training.batches import Batch
+from unmask.training.blocks import BlockConfig
+from unmask.training.documents import Document
+from unmask.training.learner import widened
+from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
+from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
+from unmask.training.run_folder import RunFolder
+from unmask.training.soft_targets import AcceptanceLoss
+from unmask.training.streams import Cuts
+
+MODEL_FOLDER = "model"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Recipe(BaseModel):
+    """One way to convert; a field that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    learning_rate: Rate
+    """Peak rate of AdamW."""
+
+
+class FrozenRecipe(Recipe):
+    """The model stays what it was; an adapter on canvas tokens learns to predict what it would write."""
+
+    name: Literal["frozen"] = "frozen"
+    """The base untouched, an adapter beside it."""
+    learning_rate: Rate = 1e-3
+    """Peak rate of AdamW."""
+    rank: Positive = 32
+    """Rank of the adapter."""
+    alpha: Rate = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: tuple[LinearName, ...] = get_args(LinearName)
+    """Linear maps that the adapter changes."""
+    drafting_share: Share = 0.7
+    """Share of fully open canvases; the others are opened at a random rate."""
+    draft_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Weight of a draft's positions: decay to the power of the place."""
+    label_share: Share = 0.5
+    """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
+
+
+class DrafterRecipe(Recipe):
+    """An adapter that exists is tuned for acceptance: its drafts, as far as the first error, against the model."""
+
+    name: Literal["drafter"] = "drafter"
+    """An adapter tuned further, for acceptance."""
+    learning_rate: Rate = 2e-4
+    """Peak rate of AdamW."""
+    adapter: str | None = None
+    """Adapter to start from; without, the model's own."""
+    support: Positive = 200
+    """Likeliest tokens of model and drafter that are compared."""
+    temperature: Rate = 3.0
+    """Temperature of both laws in the acceptance loss."""
+    eta: Annotated[float, Field(ge=0)] = 0.5
+    """How fast the loss turns from divergence to acceptance as drafts get better."""
+
+
+class JointRecipe(Recipe):
+    """All weights learn next tokens and denoising at once, on ``[clean | noisy]``."""
+
+    name: Literal["joint"] = "joint"
+    """All weights, by both losses."""
+    learning_rate: Rate = 2e-5
+    """Peak rate of AdamW."""
+    diffusion_weight: Rate = 0.3
+    """Weight of the diffusion loss beside the next-token loss."""
+    next_token_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """First share of the run, which trains next tokens alone."""
+    untie_embeddings: bool = False
+    """Give a model whose output matrix is its embeddings an output matrix of its own."""
+
+
+AnyRecipe = Annotated[FrozenRecipe | DrafterRecipe | JointRecipe, Field(discriminator="name")]
+
+RECIPES: dict[str, type[Recipe]] = {"frozen": FrozenRecipe, "drafter": DrafterRecipe, "joint": JointRecipe}
+
+
+class Pupil(ABC):
+    """What is trained: the parameters of `module`, which `denoiser` runs."""
+
+    module: nn.Module
+    denoiser: Denoiser
+
+    @abstractmethod
+    def loss(
+        self, documents: Sequence[Document], generator: np.random.Generator, progress: float
+    ) -> BatchLoss:
+        """Score documents; `progress` in [0, 1) of the run is done."""
+
+    @abstractmethod
+    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
+        """Write what can be loaded as a model; each file appears whole or not at all."""
+
+
+class AdapterPupil(Pupil):
+    """The adapter of a frozen model."""
+
+    def __init__(
+        self,
+        recipe: FrozenRecipe | DrafterRecipe,
+        checkpoint: Checkpoint,
+        block_lengths: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> None:
+        transformer = checkpoint.transformer.requires_grad_(False)
+        card = checkpoint.card
+        mask = transformer.config.vocab_size if card.mask_token_id is None else card.mask_token_id
+        if isinstance(recipe, FrozenRecipe):
+            shape = AdapterConfig(recipe.rank, recipe.alpha, recipe.targets)
+            embeddings = transformer.embed.weight.float()
+            self.adapter = Adapter.initialise(transformer.config, shape, embeddings, generator)
+            blocks = BlockConfig(block_lengths, recipe.drafting_share)
+            self.objective = ObjectiveConfig(blocks, recipe.draft_decay, recipe.label_share)
+            logit_shift = True
+        else:
+            if checkpoint.adapter is None:
+                raise UsageError(
+                    f"recipe 'drafter': {card.name} has no adapter to tune",
+                    "convert it by recipe 'frozen' first",
+                )
+            self.adapter = checkpoint.adapter.float().requires_grad_(True).train()
+            acceptance = AcceptanceLoss(recipe.support, recipe.temperature, recipe.eta)
+            self.objective = ObjectiveConfig(BlockConfig(block_lengths, 1.0), 1.0, 0.0, acceptance)
+            logit_shift = card.logit_shift
+        self.adapter = self.adapter.to(transformer.device)
+        self.card = card
+        self.module = self.adapter
+        self.denoiser = Denoiser(transformer, self.adapter, mask, logit_shift=logit_shift)
+
+    def loss(
+        self, documents: Sequence[Document], generator: np.random.Generator, progress: float
+    ) -> BatchLoss:
+        return conversion_loss(self.denoiser, documents, self.objective, generator)
+
+    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
+        self.adapter.save(folder.path, base=base, dtype=torch.bfloat16)
+        card = replace(
+            _served(self.card, self.denoiser),
+            name=folder.path.name,
+            base=base,
+            block_length=self.card.block_length or max(block_lengths),
+        )
+        with folder.replacing(CARD_FILE) as partial:
+            partial.write_text(card.to_json(), encoding="utf-8")
+
+
+class JointPupil(Pupil):
+    """A whole model, in float32, of which the clean stream stays an autoregressive model."""
+
+    def __init__(
+        self, recipe: JointRecipe, checkpoint: Checkpoint, block_lengths: tuple[int, ...], *, autocast: bool
+    ) -> None:
+        base, size = checkpoint.transformer, checkpoint.transformer.config.vocab_size
+        mask = size if checkpoint.card.mask_token_id is None else checkpoint.card.mask_token_id
+        transformer = widened(base, max(size, mask + 1), untie=recipe.untie_embeddings).to(base.device)
+        self.recipe, self.checkpoint, self.autocast = recipe, checkpoint, autocast
+        process = Masked(size, mask, Linear())
+        self.module = transformer
+        self.denoiser = Denoiser(transformer, mask_token_id=mask, logit_shift=False, process=process)
+        noise = NoiseConfig(process, Cuts(block_lengths, random_phase=True), weight=recipe.diffusion_weight)
+        self.joint = Objective(self.denoiser, True, noise)
+        self.next_token = Objective(self.denoiser, True, None)
+
+    def loss(
+        self, documents: Sequence[Document], generator: np.random.Generator, progress: float
+    ) -> BatchLoss:
+        device = self.denoiser.transformer.device
+        bounds = np.cumsum([0, *map(len, documents)]).tolist()
+        tokens = torch.tensor([token for document in documents for token in document], device=device)
+        noise = torch.Generator().manual_seed(int(generator.integers(2**63)))
+        objective = self.next_token if progress < self.recipe.next_token_share else self.joint
+        with self._arithmetic():
+            losses = objective(Batch(tokens, tuple(bounds)), noise)
+        means = {name: loss.total / loss.num_tokens for name, loss in losses.items()}
+        total = means[NEXT_TOKEN]
+        if DIFFUSION in means:
+            total = total + self.recipe.diffusion_weight * means[DIFFUSION]
+        nothing = torch.empty(0)
+        return BatchLoss(total, nothing, nothing, len(tokens))
+
+    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
+        card = replace(
+            _served(self.checkpoint.card, self.denoiser),
+            name=folder.path.name,
+            description=f"{self.checkpoint.card.name}, converted by the joint recipe",
+            block_length=max(block_lengths),
+        )
+        if (folder.path / MODEL_FOLDER).exists():
+            folder.discard(folder.path / MODEL_FOLDER)
+        with folder.replacing(MODEL_FOLDER) as partial:
+            save_checkpoint(Checkpoint(self.denoiser.transformer, self.checkpoint.tokenizer, card), partial)
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        device = self.denoiser.transformer.device.type
+        return torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _served(card: ModelCard, denoiser: Denoiser) -> ModelCard:
+    """Return a base's card with the means to diffuse."""
+    return replace(
+        card,
+        mask_token_id=denoiser.mask_token_id,
+        logit_shift=denoiser.logit_shift,
+        sources=(),
+        source=None,
+        adapter=None,
+    )
