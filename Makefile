@@ -17,7 +17,7 @@ help:
 	@echo "make test    the default tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make format  ruff's formatter and safe fixes"
-	@echo "make docs    write docs/cli.md from the commands"
+	@echo "make docs    write the pages that are made from the code"
 	@echo "make clean   remove $(VENV) and caches"
 
 demo: $(VENV)/installed
@@ -37,6 +37,7 @@ format: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-test
 	$(BIN)/python docs/make_cli_page.py
+	$(BIN)/python docs/make_config_page.py
 
 # Stamps, for the package alone and with each extra of pyproject.toml: a second run installs nothing, a changed
 # manifest installs again. The constraints go through the environment because they must bind the build's own tools too.

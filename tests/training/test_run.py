@@ -342,6 +342,10 @@ def test_two_processes_train_as_one(shards: Shards, tmp_path: Path) -> None:
     for name, tensor in weights(one, 8).items():
         torch.testing.assert_close(weights(two, 8)[name], tensor, rtol=1e-4, atol=1e-5)
     assert len(list((two / "step-00000008" / STATE_FOLDER).glob("*.distcp"))) == 2
+    read_back = train(two, shards, *FULL[:3])  # by one process, which finds nothing left to do
+    assert read_back.average is not None
+    for name, tensor in weights(two, 8).items():
+        assert torch.equal(read_back.average.weights[name], tensor)
 
 
 def test_steps_that_cannot_be_shared_are_refused(shards: Shards, tmp_path: Path) -> None:

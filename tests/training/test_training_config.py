@@ -1,5 +1,7 @@
 """A configuration is checked before anything is loaded, and written out in full."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from tiny_training import CONFIG
 
 from unmask.errors import UsageError
 from unmask.training.config import MuonTable, NewModelTable, read_config
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -95,3 +99,21 @@ def test_reading_a_configuration_needs_no_torch() -> None:
     code = "import sys, unmask.training.config\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_keys_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_config_page", DOCS / "make_config_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (DOCS / "training-keys.md").read_text(encoding="utf-8") == maker.page(), "run `make docs`"
+
+
+def test_the_examples_of_the_page_hold(tmp_path: Path) -> None:
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "example.toml").write_text(example)
+    assert read_config(tmp_path / "example.toml").run.steps == 2000
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        compile(code, "training.md", "exec")
