@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+import torch
+
 from random_denoisers import letter_tokenizer, random_denoiser
 from unmask.decoding.generate import Generation, generate
 from unmask.decoding.options import MODES, Options
 from unmask.decoding.rules import RULES
 from unmask.engine.engine import Engine, Progress
+from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
 
 TOKENIZER = letter_tokenizer()
@@ -47,9 +50,17 @@ class Mix:
 
 @cache
 def denoiser_of(kind: int) -> Denoiser:
-    """Return one of six random models: with and without logit shift, adapter and next-token training."""
+    """Return one of seven random models: with a logit shift or without, next-token training, time and belief."""
     denoiser = random_denoiser(seed=kind % 3, num_allowed=4 if kind % 2 else 8, logit_shift=kind < 3)
-    return replace(denoiser, predicts_next=kind != 5)
+    if kind < 6:
+        return replace(denoiser, predicts_next=kind != 5)
+    ports = Conditioning(denoiser.transformer.config.hidden_size, time=True, belief=True).requires_grad_(
+        False
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in ports.parameters():
+        parameter.normal_(0.0, 0.3, generator=generator)
+    return replace(denoiser, conditioning=ports)
 
 
 @cache
@@ -79,7 +90,7 @@ def random_options(generator: random.Random, *, predicts_next: bool) -> Options:
 def random_mix(seed: int) -> tuple[int, Mix]:
     """Return the mix of this number, and which model it is for."""
     generator = random.Random(seed)
-    kind = generator.randrange(6)
+    kind = generator.randrange(7)
     denoiser = denoiser_of(kind)
     stem = [generator.randint(2, 9) for _ in range(20)]  # prompts begin alike
     visits = []

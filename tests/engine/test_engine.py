@@ -14,6 +14,9 @@ from unmask.decoding.candidates import Keys
 from unmask.decoding.generate import generate
 from unmask.decoding.options import MODES, Mode, Options
 from unmask.decoding.rules import LeftToRight
+from unmask.decoding.samplers import Ancestral
+from unmask.diffusion.process import build_process
+from unmask.diffusion.schedule import SCHEDULES
 from unmask.engine.engine import Engine, Finished, Progress
 from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
@@ -282,6 +285,19 @@ def test_what_cannot_be_is_refused_and_leaves_no_trace(
         engine.add(prompt, options)
     assert not engine.has_work
     engine.check()
+
+
+def test_what_the_engine_does_not_decode_is_refused_by_name() -> None:
+    masked = replace(denoiser_of(3), process=build_process("masked", 32, 32, SCHEDULES.parse("linear")))
+    with pytest.raises(UsageError, match=r"sampler Ancestral.*: the engine fills masks by rules"):
+        Engine(masked, TOKENIZER, num_pages=8).add(PROMPT, options_of("diffusion", sampler=Ancestral()))
+    uniform = build_process("uniform", 32, None, SCHEDULES.parse("linear"))
+    maskless = Engine(replace(masked, mask_token_id=None, process=uniform), TOKENIZER, num_pages=8)
+    for options in (options_of("diffusion"), options_of("diffusion", rule=LeftToRight())):
+        with pytest.raises(UsageError, match="the engine fills masks by rules"):
+            maskless.add(PROMPT, options)
+    with pytest.raises(UsageError, match="sees whole texts"):
+        Engine(replace(denoiser_of(3), full_attention=True), TOKENIZER, num_pages=8)
 
 
 def test_generate_wants_the_engine_to_itself() -> None:

@@ -62,7 +62,7 @@ def test_page_bytes_are_the_bytes_of_a_page() -> None:
     assert PagedCache.page_bytes(denoiser.transformer.config, 3, torch.float32) * 16 == total
 
 
-@pytest.mark.parametrize("kind", [0, 3])
+@pytest.mark.parametrize("kind", [0, 3, 6])
 def test_parts_of_all_kinds_in_one_forward_have_the_laws_of_each_alone(kind: int) -> None:
     denoiser = denoiser_of(kind)
     mask = denoiser.mask_token_id
@@ -74,10 +74,13 @@ def test_parts_of_all_kinds_in_one_forward_have_the_laws_of_each_alone(kind: int
         if length:
             run_parts(denoiser, [Part(0, 0, TOKENS[:length])], cache.rows([table], [0]))
     canvas = [mask, 8, mask, mask]
+    belief = torch.rand(4, denoiser.vocab_size, generator=torch.Generator().manual_seed(1)).softmax(-1)
     parts = [
         Part(0, 0, TOKENS, num_laws=1),  # a prefill
         Part(1, 3, TOKENS[3:5]),  # a chunk
-        Part(2, 3, TOKENS[3:4], store=False, canvas=canvas, places=[0, 2, 3]),  # a denoise
+        Part(
+            2, 3, TOKENS[3:4], store=False, canvas=canvas, places=[0, 2, 3], time=0.75, belief=belief
+        ),  # a denoise
         Part(3, 4, TOKENS[4:7], num_laws=2),  # a verification
         Part(4, 2, TOKENS[2:3], num_laws=1, canvas=canvas, places=[0, 1, 2, 3]),  # a draft
     ]
@@ -90,7 +93,8 @@ def test_parts_of_all_kinds_in_one_forward_have_the_laws_of_each_alone(kind: int
         if length:
             denoiser.causal(torch.tensor(TOKENS[:length]), 0, alone)
         if part.canvas:
-            draft = denoiser.draft(part.tokens, torch.tensor(part.canvas), part.start, alone)
+            noisy, time = torch.tensor(part.canvas), torch.tensor(part.time)
+            draft = denoiser.draft(part.tokens, noisy, part.start, alone, time=time, belief=part.belief)
             wanted += [draft.next_logits[None]] * part.num_laws + [draft.logits[list(part.places)]]
         else:
             tokens = torch.tensor(part.tokens)

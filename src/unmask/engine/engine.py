@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unmask.decoding.admission import admit
+from unmask.decoding.admission import admit, default_sampler
 from unmask.decoding.generate import Generation
 from unmask.decoding.options import Options
 from unmask.decoding.transcript import Transcript
@@ -81,6 +81,11 @@ class Engine:
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         max_requests: int = DEFAULT_MAX_REQUESTS,
     ) -> None:
+        if denoiser.full_attention:
+            raise UsageError(
+                "this model sees whole texts both ways and has nothing to keep in pages",
+                "use decoding.generate",
+            )
         model = denoiser.transformer
         self._denoiser, self._tokenizer = denoiser, tokenizer
         pool = PagePool(num_pages, page_size)
@@ -103,8 +108,13 @@ class Engine:
         What the options leave open takes the defaults of `Options.resolve`, without stop tokens. Raises UsageError
         for what the model or the engine cannot do, and then takes nothing.
         """
-        options = options.resolve(block_length=None, stop_token_ids=())
+        options = options.resolve(
+            block_length=None, stop_token_ids=(), sampler=default_sampler(self._denoiser)
+        )
         room = admit(self._denoiser, prompt_ids, options)
+        if options.sampler is not None or (options.rule is not None and self._denoiser.mask_token_id is None):
+            what = f"sampler {options.sampler}" if options.sampler else "a model without a mask token"
+            raise UsageError(f"{what}: the engine fills masks by rules", "use decoding.generate")
         transcript = Transcript(self._tokenizer, options, room=room)
         request = Request(
             self._num_added,

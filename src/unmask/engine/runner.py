@@ -36,6 +36,7 @@ class Job:
     options: Options
     transcript: Transcript
     drift: Drift = field(default_factory=lambda: Drift(0))
+    belief: Tensor | None = None
     proposal: Proposal | None = None
 
     @property
@@ -69,6 +70,8 @@ class Runner:
 
     def __init__(self, denoiser: Denoiser, cache: PagedCache) -> None:
         self.denoiser, self.cache = denoiser, cache
+        conditioning = denoiser.conditioning
+        self.keeps_belief = conditioning is not None and conditioning.belief is not None
 
     def run(self, shares: Sequence[Share], jobs: Mapping[int, Job]) -> None:
         """Run a batch's shares; `jobs` by request number."""
@@ -78,7 +81,7 @@ class Runner:
         rows = self.cache.rows(
             [request.table for request in requests], [request.num_stored for request in requests]
         )
-        parts = [self._part(share, row) for row, share in enumerate(shares)]
+        parts = [self._part(share, jobs[share.request.number], row) for row, share in enumerate(shares)]
         logits = torch.split(run_parts(self.denoiser, parts, rows), [part.num_wanted for part in parts])
         outcomes = []
         for share, piece in zip(shares, logits, strict=True):
@@ -96,12 +99,12 @@ class Runner:
             _draw(list(alike))
         for outcome in outcomes:
             if outcome.kind == "denoise":
-                _denoise(outcome.job, outcome.logits)
+                self._denoise(outcome.job, outcome.logits)
             elif outcome.kind == "verify":
                 _verify(outcome.job, outcome.logits)
 
-    def _part(self, share: Share, row: int) -> Part:
-        request = share.request
+    def _part(self, share: Share, job: Job, row: int) -> Part:
+        request = job.request
         tokens = request.decided(share.begin, share.end)
         if not share.settles:
             return Part(row, share.begin, tokens)
@@ -116,6 +119,8 @@ class Runner:
             case "draft" | "denoise":
                 canvas = request.canvas or [None] * request.num_open
                 assert mask is not None  # admit
+        is_open = [token is None for token in canvas]
+        asks_all = request.kind == "denoise" and self.keeps_belief
         return Part(
             row,
             share.begin,
@@ -123,8 +128,37 @@ class Runner:
             store=share.stores,
             num_laws=0 if request.kind == "denoise" else 1,
             canvas=[mask if token is None else token for token in canvas],  # type: ignore[misc]
-            places=[place for place, token in enumerate(canvas) if token is None],
+            places=[place for place in range(len(canvas)) if asks_all or is_open[place]],
+            time=sum(is_open) / len(is_open) if is_open else 1.0,
+            belief=job.belief if request.canvas else None,
         )
+
+    def _denoise(self, job: Job, logits: Tensor) -> None:
+        """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
+        request, options = job.request, job.options
+        assert options.rule is not None  # resolve
+        if not request.canvas:
+            job.drift = Drift(options.rule.memory)
+        length = request.num_open
+        is_open = torch.tensor([token is None for token in request.canvas or [None] * length])
+        if self.keeps_belief:
+            job.belief = logits[:, : self.denoiser.vocab_size].softmax(-1)
+        else:
+            spread = logits.new_zeros(length, logits.shape[1])
+            spread[is_open] = logits
+            logits = spread
+        decision = decide(
+            options.rule,
+            logits[None],
+            is_open[None],
+            options,
+            Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
+            steps_left=(request.steps_left,),
+            changes=job.drift.update(logits[None]),
+        )
+        places = decision.chosen[0].nonzero()[:, 0]
+        tokens = decision.candidates.tokens[0, places]
+        request.commit(dict(zip(places.tolist(), tokens.tolist(), strict=True)))
 
 
 def _draw(outcomes: Sequence[_Outcome]) -> None:
@@ -142,29 +176,6 @@ def _draw(outcomes: Sequence[_Outcome]) -> None:
         else:
             outcome.job.proposal = Proposal(own_law, outcome.logits[0])
             request.propose(own_tokens.tolist())
-
-
-def _denoise(job: Job, logits: Tensor) -> None:
-    """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
-    request, options = job.request, job.options
-    assert options.rule is not None  # resolve
-    if not request.canvas:
-        job.drift = Drift(options.rule.memory)
-    length = request.num_open
-    is_open = torch.tensor([token is None for token in request.canvas or [None] * length])
-    spread = logits.new_zeros(length, logits.shape[1])
-    spread[is_open] = logits
-    decision = decide(
-        options.rule,
-        spread[None],
-        is_open[None],
-        options,
-        Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
-        steps_left=(request.steps_left,),
-        changes=job.drift.update(spread[None]),
-    )
-    places = decision.chosen[0].nonzero()[:, 0]
-    request.commit(dict(zip(places.tolist(), decision.candidates.tokens[0, places].tolist(), strict=True)))
 
 
 def _verify(job: Job, logits: Tensor) -> None:

@@ -17,7 +17,8 @@ class Part:
 
     `store`: the tokens' keys and values are kept (those of a canvas never are). `num_laws`: so many of the last tokens
     are asked for the law after them. `canvas`: the mask token where open; its tokens run with the adapter. `places`:
-    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas.
+    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas. `time` and
+    `belief` (B, K) of the canvas are for the ports of a denoiser that has them.
     """
 
     row: int
@@ -27,6 +28,8 @@ class Part:
     num_laws: int = 0
     canvas: Sequence[int] = ()
     places: Sequence[int] = ()
+    time: float = 1.0
+    belief: Tensor | None = None
 
     @property
     def num_wanted(self) -> int:
@@ -35,13 +38,11 @@ class Part:
 
 @torch.inference_mode()
 def run_parts(denoiser: Denoiser, parts: Sequence[Part], cache: Cache) -> Tensor:
-    """Run all parts in one forward; return the laws they ask for, part by part, tokens first: (M, V) float32 logits.
-
-    A denoiser with a time port is told time 0, like the canvases of `Denoiser.draft`.
-    """
+    """Run all parts in one forward; return the laws they ask for, part by part, tokens first: (M, V) float32 logits."""
     segments: list[Segment] = []
     tokens: list[int] = []
     wanted: list[int] = []
+    canvases: list[tuple[Part, slice]] = []
     shift = int(denoiser.logit_shift)
     for part in parts:
         num_tokens, begin = len(part.tokens), len(tokens)
@@ -55,22 +56,18 @@ def run_parts(denoiser: Denoiser, parts: Sequence[Part], cache: Cache) -> Tensor
             root = None if num_tokens else part.row
             parent, offset = (len(segments) - 1, num_tokens) if num_tokens else (None, None)
             segments.append(Segment(start, len(canvas), parent, offset, causal=False, adapter=True, row=root))
+            canvases.append((part, slice(len(tokens) + num_tokens, len(tokens) + num_tokens + len(canvas))))
         tokens += [*part.tokens, *canvas]
         wanted += range(begin + num_tokens - part.num_laws, begin + num_tokens)
         wanted += [begin + num_tokens + place - shift for place in part.places]
-    layout = Layout(segments)
     device = denoiser.transformer.device
-    inputs = _embed(denoiser, torch.tensor(tokens, device=device), layout)
-    hidden = denoiser.transformer(inputs, layout, cache, denoiser.adapter)
+    packed = torch.tensor(tokens, device=device)
+    inputs = denoiser.embed(packed)
+    if denoiser.conditioning is not None:
+        for part, span in canvases:
+            noisy = packed[span]
+            time = torch.tensor(part.time, device=device).expand(noisy.shape)
+            belief = None if part.belief is None else part.belief[: len(noisy)]
+            inputs[span] = denoiser.embed_noisy(noisy, time, belief)
+    hidden = denoiser.transformer(inputs, Layout(segments), cache, denoiser.adapter)
     return denoiser.head(hidden[torch.tensor(wanted, dtype=torch.int64, device=device)])
-
-
-def _embed(denoiser: Denoiser, tokens: Tensor, layout: Layout) -> Tensor:
-    """(N,) -> (N, D); canvas tokens, which are those of the adapter's segments, through the ports of noisy ones."""
-    embedded = denoiser.embed(tokens)
-    if denoiser.conditioning is None or not layout.adapter_mask.any():
-        return embedded
-    is_canvas = torch.from_numpy(layout.adapter_mask).to(tokens.device)
-    noisy = tokens[is_canvas]
-    time = torch.zeros(len(noisy), device=tokens.device)
-    return embedded.masked_scatter(is_canvas[:, None], denoiser.embed_noisy(noisy, time))
