@@ -99,6 +99,29 @@ def test_every_token_but_the_given_ones_counts_once(
         assert loss.total > 0
 
 
+@pytest.mark.parametrize("cuts", [None, Cuts((4,))])
+def test_a_prompt_is_neither_noised_nor_scored(tokens: Tensor, cuts: Cuts | None) -> None:
+    prompt = torch.zeros(len(tokens), dtype=torch.bool)
+    prompt[[1, 2, 3, 4, 5, 12]] = True
+    batch = Batch(tokens, tuple(BOUNDS), prompt)
+    model = denoiser()
+    seen: list[Tensor] = []
+
+    class Watched(Denoiser):
+        def embed_noisy(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+            seen.append(tokens)
+            return super().embed_noisy(tokens, time, belief)
+
+    watched = Watched(model.transformer, mask_token_id=MASK, logit_shift=False)
+    with torch.no_grad():
+        losses = Objective(watched, cuts is not None, noise(cuts=cuts))(batch, generator())
+    assert {loss.num_tokens for loss in losses.values()} == {12}
+    streams = noisy_stream(BOUNDS) if cuts is None else two_streams(BOUNDS, cuts, generator())
+    kept = batch.given[streams.source]
+    assert torch.equal(seen[0][kept], tokens[streams.source][kept])
+    assert (seen[0] == MASK).any()
+
+
 def test_no_gradient_leaks(tokens: Tensor) -> None:
     """AR logits know no noise and no later token; a noisy block knows no clean token of its own or after it."""
     model, bounds = denoiser(), [0, 13]

@@ -15,24 +15,34 @@ class Batch:
     """Packed rows for one forward: row r is ``tokens[bounds[r] : bounds[r + 1]]``, int64.
 
     Each row is a piece of one document. It begins with the start token, which is given: never noised, never scored.
-    The last piece of a document closes with the end token, which is scored and has the same id.
+    The last piece of a document closes with the end token, which is scored and has the same id. `prompt` (N,) bool:
+    further tokens that are given, such as the questions of a conversation; none without.
     """
 
     tokens: Tensor
     bounds: tuple[int, ...]
+    prompt: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
         return len(self.bounds) - 1
 
     @property
+    def given(self) -> Tensor:
+        """Which tokens are not scored: (N,) bool, the start tokens and the prompts."""
+        given = torch.zeros_like(self.tokens, dtype=torch.bool)
+        given[list(self.bounds[:-1])] = True
+        return given if self.prompt is None else given | self.prompt
+
+    @property
     def num_scored(self) -> int:
-        """Number of tokens that are no start token."""
-        return len(self.tokens) - self.num_rows
+        """Number of tokens that are not given."""
+        return len(self.tokens) - int(self.given.sum())
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tokens on a device."""
-        return Batch(self.tokens.to(device), self.bounds)
+        prompt = None if self.prompt is None else self.prompt.to(device)
+        return Batch(self.tokens.to(device), self.bounds, prompt)
 
 
 @dataclass(frozen=True)

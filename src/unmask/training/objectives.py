@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.diffusion.masked import Masked
 from unmask.diffusion.objective import Weighting, token_losses
 from unmask.diffusion.process import Process
 from unmask.diffusion.times import LowDiscrepancy, Noised, TimeSampling
@@ -57,22 +58,22 @@ class Objective:
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
         """Score a batch: for each loss by name the sum in nats, and the number of tokens it is over."""
-        tokens, bounds = batch.tokens, batch.bounds
-        streams = self._streams(bounds, generator)
+        streams = self._streams(batch.bounds, generator)
         if self.noise is None or not len(streams.noisy):
             return {
-                NEXT_TOKEN: self._score_next(self._run(tokens, streams, None, None), tokens, bounds, streams)
+                NEXT_TOKEN: self._score_next(self._run(batch.tokens, streams, None, None), batch, streams)
             }
-        noised, given = self._corrupt(tokens, streams, self.noise, generator)
+        noised = self._corrupt(batch, streams, self.noise, generator)
         belief = None
-        if torch.rand((), generator=generator).item() < self.noise.belief_share:
+        draw = torch.rand((), generator=generator, device=generator.device)
+        if draw.item() < self.noise.belief_share:
             with torch.no_grad():
-                hidden = self._run(tokens, streams, noised, None)
+                hidden = self._run(batch.tokens, streams, noised, None)
                 belief = self._logits(hidden[streams.noisy]).softmax(-1)
-        hidden = self._run(tokens, streams, noised, belief)
-        losses = {DIFFUSION: self._score_noisy(hidden, tokens, streams, noised, given, self.noise)}
+        hidden = self._run(batch.tokens, streams, noised, belief)
+        losses = {DIFFUSION: self._score_noisy(hidden, batch, streams, noised, self.noise)}
         if self.next_token:
-            losses[NEXT_TOKEN] = self._score_next(hidden, tokens, bounds, streams)
+            losses[NEXT_TOKEN] = self._score_next(hidden, batch, streams)
         return losses
 
     def _streams(self, bounds: Sequence[int], generator: torch.Generator) -> Streams:
@@ -83,20 +84,17 @@ class Objective:
         return two_streams(bounds, self.noise.cuts, generator)
 
     def _corrupt(
-        self, tokens: Tensor, streams: Streams, noise: NoiseConfig, generator: torch.Generator
-    ) -> tuple[Noised, Tensor]:
-        """Noise the noisy stream, block by block: fields (M,), and which of its tokens are given, (M,) bool."""
+        self, batch: Batch, streams: Streams, noise: NoiseConfig, generator: torch.Generator
+    ) -> Noised:
+        """Noise the noisy stream, block by block: fields (M,)."""
         # Blocks become the rows of a matrix, padded on the right.
         sizes = torch.bincount(streams.group, minlength=streams.num_groups)
         inside = torch.arange(int(sizes.max()))[None] < sizes[:, None]
-        clean = tokens.new_zeros(inside.shape)
-        clean[inside] = tokens[streams.source]
-        given = torch.zeros(len(streams.source), dtype=torch.bool)
-        if not len(streams.clean):
-            given[torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]])] = True
-        trained = inside.clone()
-        trained[inside] = ~given
-        return noise.times.noise(clean, noise.process, generator, trained=trained).at(inside), given
+        clean = batch.tokens.new_zeros(inside.shape)
+        clean[inside] = batch.tokens[streams.source]
+        trained = torch.zeros_like(clean, dtype=torch.bool)
+        trained[inside] = ~batch.given[streams.source]
+        return noise.times.noise(clean, noise.process, generator, trained=trained).at(inside)
 
     def _run(self, tokens: Tensor, streams: Streams, noised: Noised | None, belief: Tensor | None) -> Tensor:
         """Run both streams in one forward: (N + M, D)."""
@@ -113,32 +111,24 @@ class Objective:
         """(M, D) -> (M, K): a mask token that ends the vocabulary is no token of a text."""
         return self.denoiser.transformer.logits(hidden)[:, : self.denoiser.vocab_size]
 
-    def _score_next(self, hidden: Tensor, tokens: Tensor, bounds: Sequence[int], streams: Streams) -> LossSum:
-        follows = torch.ones(len(tokens), dtype=torch.bool)
-        follows[list(bounds[:-1])] = False
-        target = follows.nonzero()[:, 0]
+    def _score_next(self, hidden: Tensor, batch: Batch, streams: Streams) -> LossSum:
+        target = (~batch.given).nonzero()[:, 0].cpu()
         logits = self._logits(hidden[streams.clean[target - 1]])
-        return LossSum(F.cross_entropy(logits, tokens[target], reduction="sum"), len(target))
+        return LossSum(F.cross_entropy(logits, batch.tokens[target], reduction="sum"), len(target))
 
     def _score_noisy(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        streams: Streams,
-        noised: Noised,
-        given: Tensor,
-        noise: NoiseConfig,
+        self, hidden: Tensor, batch: Batch, streams: Streams, noised: Noised, noise: NoiseConfig
     ) -> LossSum:
         # Under masked noise only masks have a term, and only they need logits.
-        open_ = noised.trained
-        if noise.process.masks and noise.process.prediction == "posterior":
-            open_ = open_ & noise.process.is_masked(noised.tokens)
-        index = open_.nonzero()[:, 0]
+        scored = noised.trained
+        if isinstance(noise.process, Masked):
+            scored = scored & noise.process.is_masked(noised.tokens)
+        index = scored.nonzero()[:, 0].cpu()
         losses = token_losses(
             self._logits(hidden[streams.noisy[index]]),
-            tokens[streams.source[index]],
+            batch.tokens[streams.source[index]],
             noised.at(index),
             noise.process,
             weighting=noise.weighting,
         )
-        return LossSum(losses.sum(), int((~given).sum()), noise.weight)
+        return LossSum(losses.sum(), int(noised.trained.sum()), noise.weight)

@@ -65,7 +65,7 @@ class Cuts:
 
 
 def _draw(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
+    return int(torch.randint(count, (), generator=generator, device=generator.device)) if count > 1 else 0
 
 
 def two_streams(bounds: Sequence[int], cuts: Cuts, generator: torch.Generator) -> Streams:
