@@ -22,9 +22,10 @@ from unmask.cli.generate import generate
 from unmask.cli.judge import judge
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
+from unmask.cli.synthesize import synthesize
 from unmask.cli.train import train
 
-COMMANDS = (generate, chat, demo, data, train, convert, judge, models, doctor)
+COMMANDS = (generate, chat, demo, data, train, synthesize, convert, judge, models, doctor)
 """In the order of the help page; a command is called like its function."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
