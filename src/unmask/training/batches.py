@@ -65,14 +65,12 @@ class Pieces:
 class Packs:
     """The pieces of a split in batches of up to `num_tokens` tokens, numbered without end, epoch after epoch.
 
-    Every epoch has each piece once, in an order drawn from (seed, epoch); with no seed in the order of the split.
-    A batch never reaches into the next epoch. The numbers are the only coordinate: whoever trains step s with G
-    batches a step takes numbers s G to (s + 1) G - 1, however many processes share them.
+    Every epoch has each piece once, in an order drawn from (seed, epoch). A batch never reaches into the next epoch. The
+    numbers are the only coordinate: whoever trains step s with G batches a step takes numbers s G to (s + 1) G - 1,
+    however many processes share them.
     """
 
-    def __init__(
-        self, split: Split, *, length: int, num_tokens: int, start_token_id: int, seed: int | None
-    ) -> None:
+    def __init__(self, split: Split, *, length: int, num_tokens: int, start_token_id: int, seed: int) -> None:
         if num_tokens <= length:
             raise ValueError(f"num_tokens={num_tokens} must exceed length={length}, for a start token")
         self.split, self.num_tokens, self.seed = split, num_tokens, seed
@@ -119,9 +117,7 @@ class Packs:
 
     def _packed(self, index: int) -> "_Epoch":
         """Order the pieces of an epoch and fill one batch after the other, each until the next piece does not fit."""
-        order = np.arange(len(self.pieces.sizes))
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, index)).permutation(order)
+        order = np.random.default_rng((self.seed, index)).permutation(len(self.pieces.sizes))
         filled = np.cumsum(self.pieces.sizes[order] + 1)
         bounds = [0]
         while bounds[-1] < len(order):

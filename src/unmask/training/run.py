@@ -31,6 +31,9 @@ CONFIG_FILE = "config.toml"
 STATE_FOLDER = "state"
 MODEL_FOLDER = "model"
 
+_HELD_OUT_SEED = 0
+"""Every run measures the same pieces, taken from all of the held-out documents."""
+
 
 class TrainingRun:
     """One run in one folder; constructing it where an unfinished run of the same config lies continues that run.
@@ -65,7 +68,7 @@ class TrainingRun:
         self.average = WeightAverage(recipe.model, decay) if decay else None
         self.step, self.seconds, self.num_tokens = 0, 0.0, 0
         self._training = self._packs(shards.train, config.run.seed)
-        self._held_out = None if shards.held_out is None else self._packs(shards.held_out, None)
+        self._held_out = None if shards.held_out is None else self._packs(shards.held_out, _HELD_OUT_SEED)
         self.journal = Journal(self.folder, observe, writes=workers.is_first)
         self._restore()
 
@@ -227,7 +230,7 @@ class TrainingRun:
         total = budget.steps if budget.steps is not None else 60 * (budget.minutes or 0)
         return Progress(self.step, self.progress() * total, total, self.seconds, self.num_tokens)
 
-    def _packs(self, split: TokenSplit, seed: int | None) -> Packs:
+    def _packs(self, split: TokenSplit, seed: int) -> Packs:
         return Packs(
             split,
             length=self.config.data.length,
