@@ -165,9 +165,13 @@ def _draw(outcomes: Sequence[_Outcome]) -> None:
     """Draw the tokens of steps and drafts that are shaped alike, all at once."""
     counts = [len(outcome.drawn) for outcome in outcomes]
     law = sampling_law(torch.cat([outcome.drawn for outcome in outcomes]), outcomes[0].job.options)
-    noise = torch.cat(
-        [outcome.job.noise(count, Stream.TOKEN) for outcome, count in zip(outcomes, counts, strict=True)]
-    )
+    keys = [
+        (outcome.job.options.seed, outcome.job.request.base + place, outcome.job.request.decode_number)
+        for outcome, count in zip(outcomes, counts, strict=True)
+        for place in range(count)
+    ]
+    seeds, positions, steps = zip(*keys, strict=True)
+    noise = Keys(seeds, torch.tensor(positions)[:, None], steps).noise(Stream.TOKEN)[:, 0]
     tokens = torch.split(draw(law, noise.to(law.device)).cpu(), counts)
     for outcome, own_law, own_tokens in zip(outcomes, torch.split(law, counts), tokens, strict=True):
         request = outcome.job.request
