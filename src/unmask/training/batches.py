@@ -65,9 +65,9 @@ class Pieces:
 class Packs:
     """The pieces of a split in batches of up to `num_tokens` tokens, numbered without end, epoch after epoch.
 
-    Every epoch has each piece once, in an order drawn from (seed, epoch). A batch never reaches into the next epoch. The
-    numbers are the only coordinate: whoever trains step s with G batches a step takes numbers s G to (s + 1) G - 1,
-    however many processes share them.
+    Every epoch has each piece once, in an order drawn from (seed, epoch). A batch never reaches into the next epoch.
+    The numbers are the only coordinate: whoever trains step s with G batches a step takes numbers s G to
+    (s + 1) G - 1, however many processes share them.
     """
 
     def __init__(self, split: Split, *, length: int, num_tokens: int, start_token_id: int, seed: int) -> None:
