@@ -124,8 +124,8 @@ def judge(
         print_json(judgement.to_json())
         return
     console = Console(highlight=False)
-    for table in (_text_table(judgement), _decoding_table(judgement), _kinds_table(judgement)):
-        console.print(table)
+    for show in (_text_table, _speculation_table, _agreement_table, _kinds_table):
+        console.print(show(judgement))
         console.print()
     print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
 
@@ -146,7 +146,7 @@ def _default_folder(model: str) -> Path:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
     return table
 
 
@@ -155,63 +155,76 @@ def _row(table: Table, *cells: str) -> None:
 
 
 def _text_table(judgement: "Judgement") -> Table:
-    bounds = list(judgement.texts[0].bounds)
-    table = _table(
-        "held-out text: perplexity and bits per byte; the bounds in bits per byte",
-        *("text", "tokens", "base", "mode ar", "next-token logits", *bounds),
-    )
+    table = _table("held-out text", "text", "tokens", "law", "perplexity", "bits per byte")
     for score in judgement.texts:
-        base = "" if score.base is None else f"{score.base.perplexity}, {score.base.bits_per_byte}"
-        same = {None: "no base to compare", True: "the base's, bit for bit", False: "changed"}
-        _row(
-            table,
-            score.source,
-            f"{score.num_tokens:,}",
-            base,
-            f"{score.ar.perplexity}, {score.ar.bits_per_byte}",
-            same[score.is_unchanged],
-            *(str(score.bounds[name].bits_per_byte) for name in bounds),
+        laws = {"base": score.base, "ar": score.ar, **score.bounds}
+        known = {law: likelihood for law, likelihood in laws.items() if likelihood is not None}
+        for place, (law, likelihood) in enumerate(known.items()):
+            bound = "≤ " if law in score.bounds else ""
+            _row(
+                table,
+                *(("", "") if place else (Path(score.source).name, f"{score.num_tokens:,}")),
+                law,
+                f"{bound}{likelihood.perplexity.mean:.2f}",
+                f"{bound}{likelihood.bits_per_byte}",
+            )
+    checks = [score.is_unchanged for score in judgement.texts if score.is_unchanged is not None]
+    if checks:
+        table.caption = (
+            "next-token logits: those of the base, bit for bit"
+            if all(checks)
+            else "next-token logits: not those of the base"
         )
+        table.caption_justify = "left"
     return table
 
 
-def _decoding_table(judgement: "Judgement") -> Table:
+def _speculation_table(judgement: "Judgement") -> Table:
     first = judgement.settings[0].overall
     table = _table(
-        f"decoding {first.num_prompts} prompts, ± standard error over prompts",
-        "setting",
-        "tokens per cycle",
-        "tokens per forward",
-        "tokens/s",
-        "speed / ar",
-        "same text as ar",
-        "tokens as ar before / overall",
+        f"the same text in fewer forwards: {first.num_prompts} prompts, ± standard error over prompts",
+        *("setting", "tokens/cycle", "tokens/forward", "tokens/s", "x ar", "text of ar"),
+    )
+    for scores in judgement.settings:
+        overall = scores.overall
+        if overall.agreement is None:
+            _row(
+                table,
+                scores.setting.name,
+                _shown(_per_cycle(overall)),
+                _shown(overall.tokens_per_forward),
+                "" if overall.tokens_per_s is None else f"{overall.tokens_per_s:.1f}",
+                "" if overall.speed_over_ar is None else f"{overall.speed_over_ar:.2f}",
+                f"{overall.num_equal_to_ar} of {overall.num_prompts}",
+            )
+    return table
+
+
+def _agreement_table(judgement: "Judgement") -> Table:
+    table = _table(
+        "share of tokens as in mode ar",
+        *("setting", "tokens/forward", "up to a difference", "overall", "text of ar"),
     )
     for scores in judgement.settings:
         overall, agreement = scores.overall, scores.overall.agreement
-        _row(
-            table,
-            scores.setting.name,
-            _shown(_per_cycle(overall)),
-            _shown(overall.tokens_per_forward),
-            "" if overall.tokens_per_s is None else f"{overall.tokens_per_s:.1f}",
-            "" if overall.speed_over_ar is None else f"{overall.speed_over_ar:.2f}",
-            f"{overall.num_equal_to_ar} of {overall.num_prompts}",
-            "" if agreement is None else f"{agreement.before_difference} / {agreement.overall}",
-        )
+        if agreement is not None:
+            _row(
+                table,
+                scores.setting.name,
+                _shown(overall.tokens_per_forward),
+                str(agreement.before_difference),
+                str(agreement.overall),
+                f"{overall.num_equal_to_ar} of {overall.num_prompts}",
+            )
     return table
 
 
 def _kinds_table(judgement: "Judgement") -> Table:
     kinds = list(judgement.settings[0].kinds)
-    table = _table("by kind of prompt: tokens per cycle, or per forward without cycles", "setting", *kinds)
+    table = _table("by kind of prompt: tokens per cycle, else per forward", "setting", *kinds)
     for scores in judgement.settings:
-        cells = [scores.kinds[kind] for kind in kinds]
-        _row(
-            table,
-            scores.setting.name,
-            *(_shown(_per_cycle(cell) or cell.tokens_per_forward) for cell in cells),
-        )
+        values = [_per_cycle(scores.kinds[kind]) or scores.kinds[kind].tokens_per_forward for kind in kinds]
+        _row(table, scores.setting.name, *("" if value is None else f"{value.mean:.2f}" for value in values))
     return table
 
 
