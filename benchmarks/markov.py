@@ -19,13 +19,13 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
-from acceptance import machine
 
 from unmask.config import TransformerConfig
 from unmask.diffusion.markov import MarkovChain
 from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.diffusion.times import ExactCount
+from unmask.evaluation.provenance import provenance
 from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import thread_count, tune_allocator
@@ -262,7 +262,7 @@ def main() -> None:
             rows = divergences(objective, chain, length)
     report = {
         "command": " ".join(["python", "benchmarks/markov.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": provenance(torch.device("cpu"), torch.float32),
         "vocabulary": arguments.vocabulary,
         "length": length,
         "steps": arguments.steps,

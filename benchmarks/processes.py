@@ -20,13 +20,13 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from acceptance import machine
 from torch import Tensor
 
 from unmask.decoding.candidates import Shape
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.samplers import parse_sampler
 from unmask.decoding.sampling import sample
+from unmask.evaluation.provenance import provenance
 from unmask.layout import Layout, Segment
 from unmask.runtime import thread_count, tune_allocator
 from unmask.training.run import MODEL_FOLDER
@@ -233,7 +233,7 @@ def main() -> None:
     ]
     report = {
         "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": provenance(torch.device("cpu"), torch.float32),
         "minutes_per_model": arguments.minutes,
         "bytes_per_token": round(entry.num_bytes / entry.num_tokens, 4),
         "held_out_text": held_out_text(shards, judge),

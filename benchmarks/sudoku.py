@@ -17,7 +17,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from acceptance import machine
 from markov import train
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from unmask.decoding.samplers import parse_sampler
 from unmask.decoding.sampling import sample
 from unmask.diffusion.masked import Masked
 from unmask.diffusion.schedule import Linear
+from unmask.evaluation.provenance import provenance
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import thread_count, tune_allocator
@@ -252,7 +252,7 @@ def main() -> None:
         )
     report = {
         "command": " ".join(["python", "benchmarks/sudoku.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": provenance(torch.device("cpu"), torch.float32),
         "steps": arguments.steps,
         "puzzles_per_step": ROWS,
         "training_puzzles": len(training),
