@@ -1,0 +1,119 @@
+"""The training losses of a denoiser under Gaussian noise; the convention of sums and counts is that of `objective`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
+from unmask.diffusion.objective import Weighting
+
+
+@dataclass(frozen=True)
+class GaussianNoised:
+    """Rows after noise: `z` (B, L, E); `gamma` (B, L) float64, what the denoiser is told; `t` (B,) float64.
+
+    `trained` (B, L) bool: noised and scored. The others are given: at gamma(0), and free of the noise that even there
+    is left.
+    """
+
+    z: Tensor
+    gamma: Tensor
+    t: Tensor
+    trained: Tensor
+
+
+@dataclass(frozen=True)
+class GaussianLoss:
+    """A sum in nats over `num_tokens` tokens, and what the schedule minimises: scalars, differentiable.
+
+    `fit` is a number without unit, already a mean, and has no gradient outside the schedule; `total` has none in the
+    schedule but for the ends' under the bound. So their sum, with any weight, trains both.
+    """
+
+    total: Tensor
+    fit: Tensor
+    num_tokens: int
+
+
+def gaussian_loss(
+    denoiser: GaussianDenoiser,
+    x0: Tensor,
+    process: Gaussian,
+    generator: torch.Generator,
+    *,
+    trained: Tensor | None = None,
+    weighting: Weighting = "bound",
+    belief_share: float = 0.0,
+) -> GaussianLoss:
+    """Noise clean rows (B, L), denoise them once and score the result.
+
+    `weighting`: `bound` for an unbiased estimate of the variational bound, whole, with what its ends charge; embeddings
+    are trained by it too (Plaid, arXiv 2305.18619; RePlaid, arXiv 2605.18530). `cross_entropy` for -log p(x_0 | z)
+    at times as the schedule spreads them (CDCD, arXiv 2211.15089; LangFlow, arXiv 2604.11748). Both have the same
+    optimum, the marginal law of each token. `trained` (B, L) bool: positions that are noised and scored, all unless
+    given. `belief_share`: share of rows that see the denoiser's own first prediction, at the cost of one more forward.
+    """
+    trained = torch.ones_like(x0, dtype=torch.bool) if trained is None else trained
+    noised = noise_rows(x0, process, stratified_times(len(x0), generator), generator, trained=trained)
+    if weighting == "cross_entropy":  # it has no business with the ends, and would choose the least noise
+        noised = GaussianNoised(noised.z, noised.gamma.detach(), noised.t, trained)
+    belief = None
+    if belief_share:
+        with torch.no_grad():
+            belief = denoiser(noised.z, noised.gamma).softmax(-1)
+        draw = torch.rand(len(x0), generator=generator, device=generator.device).to(x0.device)
+        belief = belief * (draw < belief_share)[:, None, None]
+    logits = denoiser(noised.z, noised.gamma, belief)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    entropy = -logits.log_softmax(-1, dtype=dtype).gather(-1, x0[..., None])[..., 0].where(trained, 0)
+    integrand = bound_integrand(logits, x0, noised, process)
+    size = trained.sum(-1).clamp_min(1)
+    fit = process.schedule.fit_loss(noised.t, integrand.sum(-1) / size, entropy.sum(-1) / size)
+    if weighting == "cross_entropy":
+        total = entropy.sum()
+    else:
+        total = integrand.sum() + bound_ends(x0, process, generator, trained=trained).sum()
+    return GaussianLoss(total, fit, int(trained.sum()))
+
+
+def noise_rows(
+    x0: Tensor, process: Gaussian, t: Tensor, generator: torch.Generator, *, trained: Tensor
+) -> GaussianNoised:
+    """Noise the `trained` (B, L) positions of clean rows (B, L), each row at its time `t` (B,)."""
+    schedule, t = process.schedule, t.to(x0.device)
+    low, _ = schedule.ends()
+    gamma = torch.where(trained, schedule.gamma(t)[:, None], low)
+    z = process.corrupt(x0, gamma, generator)
+    return GaussianNoised(torch.where(trained[..., None], z, given_rows(x0, process)), gamma, t, trained)
+
+
+def given_rows(tokens: Tensor, process: Gaussian) -> Tensor:
+    """Return how tokens that are given are shown to a denoiser: (B, L, E), the mean of what time 0 makes of them."""
+    low, _ = process.schedule.ends()
+    clean = process.embed(tokens)
+    return process.noise(tokens, low, torch.zeros_like(clean))
+
+
+def bound_integrand(logits: Tensor, x0: Tensor, noised: GaussianNoised, process: Gaussian) -> Tensor:
+    """Return the bound's diffusion part, nats per unit of time, zero where not trained: (B, L)."""
+    slope = process.schedule.slope(noised.t)[:, None]
+    losses = process.integrand(logits, x0, noised.gamma)
+    return (slope.to(losses.dtype) * losses).where(noised.trained, 0)
+
+
+def bound_ends(x0: Tensor, process: Gaussian, generator: torch.Generator, *, trained: Tensor) -> Tensor:
+    """Return what the bound charges besides: that time 1 is not all noise, and time 0 not all clean; (B, L) nats."""
+    low, _ = process.schedule.ends()
+    z = process.corrupt(x0, low, generator)
+    return (process.prior_nll(x0) + process.reconstruction_nll(x0, z)).where(trained, 0)
+
+
+def stratified_times(count: int, generator: torch.Generator) -> Tensor:
+    """Return a time from each of `count` equal intervals, at one common offset, in random order: (count,) float64.
+
+    Each one is U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630).
+    """
+    device = generator.device
+    order = torch.randperm(count, generator=generator, device=device)
+    return (order + torch.rand(1, dtype=torch.float64, generator=generator, device=device)) / count
