@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from unmask import __version__
+from unmask.cli.batch import batch
 from unmask.cli.chat import chat
 from unmask.cli.convert import convert
 from unmask.cli.data import data
 from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
+from unmask.cli.eval import eval
 from unmask.cli.failure import Failure
 from unmask.cli.generate import generate
 from unmask.cli.judge import judge
@@ -25,7 +27,7 @@ from unmask.cli.output import print_json, print_line, write_text
 from unmask.cli.synthesize import synthesize
 from unmask.cli.train import train
 
-COMMANDS = (generate, chat, demo, data, train, synthesize, convert, judge, models, doctor)
+COMMANDS = (generate, batch, chat, demo, data, train, synthesize, convert, judge, eval, models, doctor)
 """In the order of the help page; a command is called like its function."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")

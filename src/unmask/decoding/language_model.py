@@ -90,13 +90,16 @@ class LanguageModel:
         template or `raw` is true. Block length and stop tokens that the options leave open are those of the
         model's card.
         """
+        return stream(self.denoiser, self.tokenizer, self.encode(prompt, raw=raw), self.resolve(options))
+
+    def resolve(self, options: Options) -> Options:
+        """Return options with what they leave open taken from the model's card."""
         card = self.checkpoint.card
-        resolved = options.resolve(
+        return options.resolve(
             block_length=card.block_length,
             stop_token_ids=tuple(card.stop_token_ids),
             sampler=default_sampler(self.denoiser),
         )
-        return stream(self.denoiser, self.tokenizer, self.encode(prompt, raw=raw), resolved)
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Return the token ids that a prompt means; raises UsageError where it means none."""

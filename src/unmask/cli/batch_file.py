@@ -1,0 +1,150 @@
+"""A file of requests, one JSON object a line, and the file of their answers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unmask.errors import FailureError, UsageError
+
+
+class Settings(BaseModel):
+    """Decoding options under the names of the command line; `None` means not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    mode: str | None = None
+    rule: str | None = None
+    block_length: int | None = None
+    num_steps: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    stop_token: list[int] | None = None
+    ignore_stop_tokens: bool | None = None
+
+    def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults with what is given here in their place.
+
+        A line that sets a mode of its own does not inherit what belongs to the mode: rule, block length, steps. Nor
+        does one that gives stop tokens inherit others.
+        """
+        given = self.model_dump(include=set(Settings.model_fields), exclude_none=True)
+        dropped: set[str] = set()
+        if given.get("mode", defaults["mode"]) != defaults["mode"]:
+            dropped |= {"rule", "block_length", "num_steps"}
+        if given.keys() & {"stop_token", "ignore_stop_tokens"}:
+            dropped |= {"stop_token", "ignore_stop_tokens"}
+        return {name: value for name, value in defaults.items() if name not in dropped} | given
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Entry(Settings):
+    """One line: a `prompt` or `messages`, and whatever it wants to be different from the command line."""
+
+    id: str | int | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+
+
+def read_entries(path: Path) -> list[tuple[int, Entry]]:
+    """Return the file's requests with their line numbers, from 1; empty lines do not count.
+
+    Raises FailureError when the file cannot be read, and UsageError, naming the line, for a line that is no request.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except OSError as error:
+        raise FailureError(f"cannot read {path}: {error.strerror}", "check the file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from error
+    entries = [(number, _entry(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+    if not entries:
+        raise UsageError(
+            f"{path} has no requests", 'write one a line, like {"prompt": "Why is the sky blue?"}'
+        )
+    return entries
+
+
+def _entry(path: Path, number: int, line: str) -> Entry:
+    try:
+        entry = Entry.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}, line {number}: {place + ': ' if place else ''}{first['msg']}") from error
+    if (entry.prompt is None) == (entry.messages is None):
+        raise UsageError(f"{path}, line {number}: give either a prompt or messages")
+    return entry
+
+
+@dataclass
+class AnswerFile:
+    """Finished requests, appended one JSON line each; what an earlier run wrote there is kept.
+
+    `digests`: by line of the request, what was answered there before. A line cut off when a run died does not count.
+    """
+
+    path: Path
+    digests: dict[int, str] = field(default_factory=dict)
+    _file: TextIO | None = None
+
+    def __enter__(self) -> "AnswerFile":
+        try:
+            if self.path.exists():
+                self._recover()
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise FailureError(f"cannot write {self.path}: {error.strerror}", "check --out") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def has(self, line: int, digest: str) -> bool:
+        """Say whether the request of this line is answered; raises UsageError when another one was answered there."""
+        known = self.digests.get(line)
+        if known is not None and known != digest:
+            raise UsageError(
+                f"{self.path}: line {line} was answered for another request or with other settings",
+                "give another --out, or remove the file",
+            )
+        return known is not None
+
+    def append(self, line: int, digest: str, record: Mapping[str, object]) -> None:
+        """Write an answer, so that it is there whatever happens next."""
+        assert self._file is not None
+        whole = {"line": line, "digest": digest, **record}
+        self._file.write(json.dumps(whole, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.digests[line] = digest
+
+    def _recover(self) -> None:
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:end].splitlines(), 1):
+            try:
+                record = json.loads(line)
+                self.digests[int(record["line"])] = str(record["digest"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{self.path}, line {number}: no answer that this command wrote", "give another --out"
+                ) from error
+        if end < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(end)
