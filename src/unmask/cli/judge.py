@@ -71,6 +71,14 @@ def judge(
             show_default=False,
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model was before (default: what its card names, or the model without its adapter).",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
     adapter: AdapterOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
@@ -94,6 +102,7 @@ def judge(
         config = JudgementConfig(
             model=model,
             adapter=adapter,
+            base=base,
             against=against,
             num_prompts=prompts,
             max_tokens=max_tokens,

@@ -26,6 +26,7 @@ from unmask.evaluation.prompts import first_prompts
 from unmask.evaluation.provenance import provenance
 from unmask.evaluation.trials import AR, RECORD, PromptRecord, Setting, SettingScores, Which, run_prompt
 from unmask.model.checkpoint import NO_ADAPTER, Precision
+from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
 JUDGEMENT_FILE = "judgement.json"
@@ -41,12 +42,14 @@ OWN_TEXT = "the prompts"
 class JudgementConfig:
     """All that decides a judgement; raises UsageError naming what is wrong.
 
-    `against`: an adapter folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind.
+    `model` may be the folder of a run. `base`: what it was before, unless its card says so. `against`: an adapter
+    folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind.
     `text_tokens`: taken from each of `texts`. `thresholds`: of mode diffusion, at the model's own block length.
     """
 
     model: str
     adapter: str | None = None
+    base: str | None = None
     against: str | None = None
     num_prompts: int = 5
     max_tokens: int = 48
@@ -142,13 +145,14 @@ def judge(
             progress=progress,
         )
 
-    model = open_model(config.model, config.adapter)
+    source = _model_in(config.model)
+    model = open_model(source, config.adapter)
     if model.denoiser.mask_token_id is None or not model.denoiser.predicts_next:
         lacks = "canvas" if model.denoiser.mask_token_id is None else "next-token law"
         raise UsageError(f"{config.model} has no {lacks}, so there is nothing to judge", "convert it first")
     models: dict[Which, LanguageModel] = {"judged": model}
     if config.against is not None:
-        models["against"] = open_model(config.model, config.against)
+        models["against"] = open_model(source, config.against)
     run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe)
     run.claim()
     texts, records = run.texts(), run.prompts()
@@ -158,7 +162,7 @@ def judge(
         run.description,
         texts,
         tuple(SettingScores.of(setting, records) for setting in config.settings),
-        _curve(Path(config.model)),
+        _curve(config.model),
     )
     with run.folder.saving(), run.folder.replacing(JUDGEMENT_FILE) as partial:
         partial.write_text(json.dumps(judgement.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -250,9 +254,16 @@ class _Run:
     def _base(self) -> LanguageModel | None:
         """Return the model that was converted, where it is known."""
         checkpoint = self.models["judged"].checkpoint
-        if checkpoint.card.base is not None:
-            return self.open_model(checkpoint.card.base, NO_ADAPTER)
-        return None if checkpoint.adapter is None else self.open_model(self.config.model, NO_ADAPTER)
+        base = self.config.base or checkpoint.card.base
+        if base is None and checkpoint.adapter is not None:
+            base = self.config.model
+        return None if base is None else self.open_model(base, NO_ADAPTER)
+
+
+def _model_in(source: str) -> str:
+    """Return the folder of a run's model, which a joint run keeps inside its own; any other source as it is."""
+    inside = Path(source).expanduser() / MODEL_FOLDER
+    return str(inside) if inside.is_dir() else source
 
 
 def _fingerprint(model: LanguageModel) -> str:
@@ -266,10 +277,13 @@ def _fingerprint(model: LanguageModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _curve(folder: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the metrics of a training run's folder; nothing for any other."""
-    path = folder.expanduser() / METRICS_FILE
-    if not path.is_file():
+def _curve(source: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the metrics of the run that a folder is of, or is in; nothing where there was none."""
+    folder = Path(source).expanduser()
+    path = next(
+        (place / METRICS_FILE for place in (folder, folder.parent) if (place / METRICS_FILE).is_file()), None
+    )
+    if path is None:
         return ()
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return tuple(json.loads(line) for line in lines if line.endswith("\n"))
