@@ -22,6 +22,7 @@ from unmask.cli.arguments import (
     OfflineFlag,
     OptionalModel,
     RuleOption,
+    SamplerOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -64,6 +65,7 @@ def eval(
     ] = None,
     mode: ModeOption = "ar",
     rule: RuleOption = None,
+    sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
     temperature: TemperatureOption = 0.0,
@@ -103,6 +105,7 @@ def eval(
     options = decoding_options(
         mode=mode,
         rule=rule,
+        sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
         max_tokens=1,  # every task has its own
@@ -111,13 +114,14 @@ def eval(
         top_k=top_k,
         seed=seed,
     )
-    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     from unmask.evaluation.model_scorer import LIKELIHOODS
+
+    kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
+    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     from unmask.evaluation.tasks.data import TaskData
     from unmask.evaluation.zero_shot import evaluate
     from unmask.model.store import cache_directory
 
-    kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
     with RunBar() as bar:
 
         def show(event: "EvaluationEvent") -> None:
@@ -149,10 +153,11 @@ def _print_tasks(tasks: "dict[str, Task]", *, json: bool) -> None:
         print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("task", "items", "kind", "metric", "description"):
+    headings = ("task", "items", "kind", "metric", "description")
+    for heading in headings:
         table.add_column(heading, no_wrap=heading == "task")
     for row in rows:
-        table.add_row(*(Text(str(row[column.header])) for column in table.columns))
+        table.add_row(*(Text(str(row[heading])) for heading in headings))
     Console(highlight=False).print(table)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import DEFAULT_RULE, Options
-from unmask.diffusion import SCHEDULES, Process, build_process
+from unmask.diffusion.process import Process
 from unmask.errors import UsageError
 from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.evaluation.canvas_blocks import CanvasBlocks
@@ -60,7 +60,7 @@ class Bound:
             )
             return float(estimate.mean)
 
-        return _each(whole if card.attention == "full" else by_blocks)
+        return _each(whole if model.denoiser.full_attention else by_blocks)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Duel:
                 canvas.extend(block)
             return nats
 
-        return _each(whole if card.attention == "full" else by_blocks)
+        return _each(whole if model.denoiser.full_attention else by_blocks)
 
 
 def _each(nats: Callable[[Continuation], float]) -> Likelihood:
@@ -108,16 +108,12 @@ def _each(nats: Callable[[Continuation], float]) -> Likelihood:
 
 
 def _process(model: LanguageModel, likelihood: str) -> Process:
-    card, denoiser = model.checkpoint.card, model.denoiser
-    if denoiser.mask_token_id is None:
+    denoiser = model.denoiser
+    if denoiser.process is None or (denoiser.mask_token_id is None and not denoiser.full_attention):
         raise UsageError(
             f"likelihood {likelihood!r}: this model has no mask token", "choose 'ar', or convert it first"
         )
-    if card.attention != "full":
-        return CanvasBlocks(denoiser).process
-    return build_process(
-        card.process, denoiser.vocab_size, denoiser.mask_token_id, SCHEDULES.parse(card.schedule)
-    )
+    return denoiser.process if denoiser.full_attention else CanvasBlocks(denoiser).process
 
 
 def _row(each: Continuation) -> Tensor:

@@ -9,8 +9,6 @@ from unmask.decoding.candidates import Shape
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import Unmask
 from unmask.decoding.sampling import sample
-from unmask.diffusion.masked import Masked
-from unmask.diffusion.schedule import Linear
 from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.model.denoiser import Denoiser
 
@@ -26,23 +24,29 @@ class Filling:
 def fill(
     denoiser: Denoiser, before: Sequence[int], num_open: int, after: Sequence[int], options: Options
 ) -> Filling:
-    """Decide `num_open` tokens between two texts, in an order and at a pace that `options.rule` chooses.
+    """Decide `num_open` tokens between two texts, by the rule or the sampler of the options.
 
-    What comes before is the causal stream, what comes after stands decided on the canvas. `options`: resolved, of mode
-    diffusion, for a model with a canvas; `num_steps` is for the whole gap.
+    What comes before is the causal stream, what comes after stands given on the canvas; a full-attention model sees the
+    whole both ways. `options`: resolved, of mode diffusion; `num_steps` is for the whole gap.
     """
-    assert options.rule is not None  # resolve
-    assert denoiser.mask_token_id is not None  # mode diffusion
-    canvas = torch.tensor([[0] * num_open + list(after)])
+    assert denoiser.process is not None  # mode diffusion
+    sampler = options.sampler
+    if sampler is None:
+        assert options.rule is not None  # resolve
+        sampler = Unmask(options.rule)
+    head = list(before) if denoiser.full_attention else []
+    tokens = torch.tensor([[*head, *([0] * num_open), *after]])
+    places = torch.arange(tokens.shape[1]) - len(head)
     filled = sample(
-        CanvasAfter(denoiser, before, capacity=len(before)),
-        Masked(denoiser.vocab_size, denoiser.mask_token_id, Linear()),
-        canvas,
-        (torch.arange(canvas.shape[1]) < num_open)[None],
-        Unmask(options.rule),
+        denoiser.whole if denoiser.full_attention else CanvasAfter(denoiser, before, capacity=len(before)),
+        denoiser.process,
+        tokens,
+        ((places >= 0) & (places < num_open))[None],
+        sampler,
         steps=options.num_steps or num_open,
         seeds=(options.seed,),
         shape=Shape(options.temperature, options.top_k, options.top_p),
-        start=len(before),
+        start=len(before) - len(head),
     )
-    return Filling(tuple(filled.tokens[0, :num_open].tolist()), int(filled.num_forwards[0]))
+    written = filled.tokens[0, len(head) : len(head) + num_open]
+    return Filling(tuple(written.tolist()), int(filled.num_forwards[0]))

@@ -1,9 +1,10 @@
 """A language model as tasks see it, in any mode and with any rule."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 
+from unmask.decoding.admission import admit, default_sampler
 from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Mode, Options
@@ -18,6 +19,9 @@ from unmask.registry import Registry
 LIKELIHOODS: Registry[type[LikelihoodKind]] = Registry(
     "likelihood", group="unmask.likelihoods", items={"ar": Autoregressive, "bound": Bound, "duel": Duel}
 )
+
+_OF_A_REQUEST = ("max_tokens", "stop")
+"""Options that each request sets for itself."""
 
 
 def default_likelihood(mode: Mode) -> LikelihoodKind:
@@ -40,8 +44,11 @@ class ModelScorer:
         card = model.checkpoint.card
         self._model = model
         self._options = options.resolve(
-            block_length=card.block_length, stop_token_ids=tuple(card.stop_token_ids)
+            block_length=card.block_length,
+            stop_token_ids=tuple(card.stop_token_ids),
+            sampler=default_sampler(model.denoiser),
         )
+        admit(model.denoiser, (0,), self._options)  # whether the model has the mode at all
         self._window = model.checkpoint.transformer.config.max_positions
         self._kind = likelihood or default_likelihood(options.mode)
         self._likelihood = self._kind.prepare(model, self._options)
@@ -49,19 +56,16 @@ class ModelScorer:
     @property
     def settings(self) -> dict[str, object]:
         """All that decides the answers of one model, as plain values."""
-        options = self._options
-        return {
-            "mode": options.mode,
-            "rule": None if options.rule is None else str(options.rule),
-            "block_length": options.block_length,
-            "num_steps": options.num_steps,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "seed": options.seed,
-            "stop_token_ids": list(options.stop_token_ids or ()),
-            "likelihood": str(self._kind),
+        given = {
+            field.name: getattr(self._options, field.name)
+            for field in fields(self._options)
+            if field.name not in _OF_A_REQUEST
         }
+        plain = {
+            name: value if value is None or isinstance(value, int | float | str) else str(value)
+            for name, value in given.items()
+        }
+        return {**plain, "likelihood": str(self._kind)}
 
     def loglikelihood(self, requests: Sequence[LikelihoodRequest]) -> list[LogLikelihood]:
         """Return the likelihood of each continuation after its context, cut at its beginning where it is too long."""

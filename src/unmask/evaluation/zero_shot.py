@@ -78,7 +78,7 @@ def evaluate(
         "fingerprint": fingerprint(model),
         **scorer.settings,
     }
-    place = RunFolder(folder, "evaluation")
+    place = RunFolder(folder, "zero-shot evaluation")
     place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
     ledger = Ledger(folder / ITEMS_FILE)
     known = {(record.task, record.item, record.digest): record for record in _records(ledger)}
