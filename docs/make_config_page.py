@@ -1,4 +1,4 @@
-"""Write docs/training-keys.md from the tables of a training configuration; a test fails when the page is out of date.
+"""Write docs/training-keys.md from the tables of training and conversion; a test fails when the page is out of date.
 
 make docs
 """
@@ -6,9 +6,11 @@ make docs
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from unmask.training.config import VARIANTS, Table, TrainingConfig
+from unmask.training.pupil import RECIPES
 
 PAGE = Path(__file__).with_name("training-keys.md")
 
@@ -19,12 +21,22 @@ Written by `make docs` from `unmask.training.config`. A key without a default mu
 """
 
 
+RECIPES_HEAD = """
+# Settings of a conversion's recipe
+
+For `unmask convert --recipe NAME --set KEY=VALUE`, from `unmask.training.pupil`.
+"""
+
+
 def page() -> str:
     """Return the page as it should be."""
     parts = [HEAD]
     for name, field in TrainingConfig.model_fields.items():
         for kind in VARIANTS[name].values() if name in VARIANTS else (table_of(field),):
             parts.append(section(name, kind))
+    parts.append(RECIPES_HEAD)
+    for name, recipe in RECIPES.items():
+        parts.append(table(f"## {name}", recipe.__doc__ or "", fields_of(recipe)))
     return "".join(parts)
 
 
@@ -40,12 +52,22 @@ def section(name: str, kind: type[Table]) -> str:
     """Return the part about one table; one that extends another has only what it adds."""
     variants = {variant: other for other, variant in VARIANTS.get(name, {}).items()}
     title = f'## [{name}] with `name = "{variants[kind]}"`' if variants else f"## [{name}]"
-    lines = ["", title, "", kind.__doc__ or ""]
-    fields = {key: field for key, field in kind.model_fields.items() if key != "name"}
+    text, fields = kind.__doc__ or "", fields_of(kind)
     parent = kind.__mro__[1]
     if parent in variants:
-        lines[-1] += f" Its keys are those of `{variants[parent]}`, and:"
+        text += f" Its keys are those of `{variants[parent]}`, and:"
         fields = {key: field for key, field in fields.items() if key not in parent.model_fields}
+    return table(title, text, fields)
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the keys of a table but for its name."""
+    return {key: field for key, field in kind.model_fields.items() if key != "name"}
+
+
+def table(title: str, text: str, fields: dict[str, FieldInfo]) -> str:
+    """Return a heading, a text and a row for each key."""
+    lines = ["", title, "", text]
     if fields:
         lines += ["", "| key | default | |", "| --- | --- | --- |"]
         lines += [row(key, field) for key, field in fields.items()]

@@ -61,3 +61,21 @@ def test_a_missing_text_is_named(base: str, tmp_path: Path, capsys: pytest.Captu
     missing = str(tmp_path / "missing.txt")
     assert main(["convert", base, "--out", str(tmp_path / "out"), "--text", missing, *SMALL]) == 1
     assert "missing.txt" in capsys.readouterr().err
+
+
+def test_an_adapter_folder_is_tuned_and_both_belong_to_the_base(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    more = [*SMALL, "--synthetic-tokens", "1500"]
+    assert main(["convert", base, "--out", first, *more]) == 0
+    assert main(["convert", first, "--recipe", "drafter", "--out", second, *more[:-6], *more[-4:]]) == 0
+    assert json.loads((tmp_path / "second" / "unmask.json").read_text())["base"] == base
+    assert main(["generate", second, "hello", "--mode", "speculative", "--max-tokens", "4"]) == 0
+    assert (
+        main(
+            ["convert", base, "--recipe", "drafter", "--out", str(tmp_path / "none"), *more[:-6], *more[-4:]]
+        )
+        == 2
+    )
+    assert "has no adapter to tune" in capsys.readouterr().err

@@ -80,8 +80,8 @@ def load_checkpoint(
     place = usable_device(device)
     finder = Finder(cache_directory(cache_dir), offline=offline, progress=progress or _say_nothing)
     card = find_card(source)
-    if card is None and _is_adapter(Path(source).expanduser()):
-        source, adapter = _base_of(Path(source).expanduser()), adapter or source
+    if card is None and (base := base_source(source)) != source:
+        source, adapter = base, adapter or source
         card = find_card(source)
     if adapter not in (None, NO_ADAPTER, UNTRAINED_ADAPTER) and not _is_adapter(Path(adapter).expanduser()):
         raise CheckpointError(f"{adapter} is no adapter folder: it has no {adapters.CONFIG_FILE}")
@@ -97,6 +97,12 @@ def load_checkpoint(
     conditioning = None if conditioning is None else conditioning.to(place, _DTYPES[dtype])
     checkpoint = Checkpoint(transformer, tokenizer, card, conditioning=conditioning)
     return _with_adapter(checkpoint, adapter, folder, finder.progress)
+
+
+def base_source(source: str) -> str:
+    """Return what an adapter folder says it belongs to, and any other source as it is."""
+    folder = Path(source).expanduser()
+    return _base_of(folder) if find_card(source) is None and _is_adapter(folder) else source
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask.errors import TrainingError
-from unmask.model.checkpoint import Checkpoint
+from unmask.model.checkpoint import Checkpoint, base_source
 from unmask.training.documents import Document, DocumentFile, sample_windows
 from unmask.training.learning_rate import WarmupStableDecay
 from unmask.training.objective import BatchLoss
@@ -161,7 +161,7 @@ class Conversion:
         with self.folder.saving():
             with self.folder.replacing(STATE_FILE) as partial:
                 torch.save(state, partial)
-            self.pupil.write(self.folder, self.config.model, self.config.block_lengths)
+            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
 
     def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         """Train on one batch of these documents."""
