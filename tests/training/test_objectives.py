@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unmask.diffusion.process import PROCESSES, build_process
 from unmask.diffusion.schedule import SCHEDULES
-from unmask.diffusion.times import ExactCount
+from unmask.diffusion.times import ExactCount, LowDiscrepancy, TimeSampling
+from unmask.errors import UsageError
 from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
@@ -120,6 +121,50 @@ def test_a_prompt_is_neither_noised_nor_scored(tokens: Tensor, cuts: Cuts | None
     kept = batch.given[streams.source]
     assert torch.equal(seen[0][kept], tokens[streams.source][kept])
     assert (seen[0] == MASK).any()
+
+
+@pytest.mark.parametrize("times", [LowDiscrepancy(), ExactCount()])
+@pytest.mark.parametrize("cuts", [None, Cuts((4,), random_phase=True)])
+def test_complementary_copies_mask_every_token_once(
+    tokens: Tensor, cuts: Cuts | None, times: TimeSampling
+) -> None:
+    config = replace(noise(cuts=cuts), complementary=True, times=times, weighting="cross_entropy")
+    objective = Objective(denoiser(), False, config)
+    batch = Batch(tokens, tuple(BOUNDS))
+    streams = objective._streams(batch.bounds, generator())
+    noised = objective._corrupt(batch, streams, config, generator())
+    times_masked = torch.zeros(len(tokens), dtype=torch.int64)
+    times_masked.index_add_(0, streams.source, (noised.tokens == MASK).long())
+    assert torch.equal(times_masked, (~batch.given).long())
+    with torch.no_grad():
+        loss = objective(batch, generator())[DIFFUSION]
+    assert loss.num_tokens == 36
+    assert torch.isfinite(loss.total)
+
+
+@torch.no_grad()
+def test_the_complementary_bound_is_the_bound(tokens: Tensor) -> None:
+    """Means over many draws of the noise agree."""
+    batch = Batch(tokens[:9], (0, 9))
+
+    def mean(*, complementary: bool) -> tuple[float, float]:
+        objective = Objective(
+            denoiser(),
+            False,
+            replace(noise(cuts=Cuts((4,))), complementary=complementary, times=ExactCount()),
+        )
+        source = generator()
+        draws = [objective(batch, source)[DIFFUSION] for _ in range(600)]
+        values = torch.tensor([float(loss.total) / loss.num_tokens for loss in draws])
+        return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+    (plain, error), (paired, other) = mean(complementary=False), mean(complementary=True)
+    assert abs(plain - paired) < 4 * (error + other)
+
+
+def test_complementary_noise_needs_masks() -> None:
+    with pytest.raises(UsageError, match="no masks to complement"):
+        replace(noise("uniform"), complementary=True)
 
 
 def test_no_gradient_leaks(tokens: Tensor) -> None:

@@ -114,6 +114,8 @@ class DiffusionTable(Table):
     """Weight of the terms: that of the likelihood bound, or plain cross-entropy."""
     times: Literal["low-discrepancy", "independent", "exact-count"] = "low-discrepancy"
     """How times are drawn; exact-count is for masked noise only."""
+    complementary: bool = False
+    """Noise every block twice, the second time where the first is clean; for masked noise only."""
     self_conditioning: bool = False
     """Show the denoiser its own last prediction, in half of the batches."""
     time_conditioning: bool = False

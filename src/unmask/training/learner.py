@@ -186,6 +186,7 @@ def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> N
         cuts,
         times=TIMES.get(table.times)(),
         weighting=table.weighting,
+        complementary=table.complementary,
         belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
         weight=table.diffusion_weight if isinstance(table, JointTable) else 1.0,
     )

@@ -11,6 +11,7 @@ from unmask.diffusion.masked import Masked
 from unmask.diffusion.objective import Weighting, token_losses
 from unmask.diffusion.process import Process
 from unmask.diffusion.times import LowDiscrepancy, Noised, TimeSampling
+from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.loss import LossSum
@@ -26,7 +27,8 @@ class NoiseConfig:
 
     `cuts`: into blocks, each of which sees the clean text before it; `None` for whole pieces both ways, without a clean
     stream. `belief_share`: share of the batches in which the denoiser sees its own first prediction.
-    `weight`: of the diffusion loss.
+    `weight`: of the diffusion loss. `complementary`: noise every block twice, masked tokens of the one copy being the
+    clean ones of the other, so that each token is learnt from once (Fast-dLLM v2, arXiv 2509.26328); masked noise only.
     """
 
     process: Process
@@ -35,6 +37,14 @@ class NoiseConfig:
     weighting: Weighting = "bound"
     belief_share: float = 0.0
     weight: float = 1.0
+    complementary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.complementary and not isinstance(self.process, Masked):
+            raise UsageError(
+                f"complementary noise: {type(self.process).__name__} noise has no masks to complement",
+                "use process 'masked'",
+            )
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,10 @@ class Objective:
     def _streams(self, bounds: Sequence[int], generator: torch.Generator) -> Streams:
         if self.noise is None:
             return causal_stream(bounds)
+        copies = 2 if self.noise.complementary else 1
         if self.noise.cuts is None:
-            return noisy_stream(bounds)
-        return two_streams(bounds, self.noise.cuts, generator)
+            return noisy_stream(bounds, copies=copies)
+        return two_streams(bounds, self.noise.cuts, generator, copies=copies)
 
     def _corrupt(
         self, batch: Batch, streams: Streams, noise: NoiseConfig, generator: torch.Generator
@@ -94,7 +105,10 @@ class Objective:
         clean[inside] = batch.tokens[streams.source]
         trained = torch.zeros_like(clean, dtype=torch.bool)
         trained[inside] = ~batch.given[streams.source]
-        return noise.times.noise(clean, noise.process, generator, trained=trained).at(inside)
+        noised = noise.times.noise(clean, noise.process, generator, trained=trained)
+        if noise.complementary:
+            noised = _complemented(noised, clean, streams.twin, noise.process)
+        return noised.at(inside)
 
     def _run(self, tokens: Tensor, streams: Streams, noised: Noised | None, belief: Tensor | None) -> Tensor:
         """Run both streams in one forward: (N + M, D)."""
@@ -132,3 +146,26 @@ class Objective:
             weighting=noise.weighting,
         )
         return LossSum(losses.sum(), int(noised.trained.sum()), noise.weight)
+
+
+def _complemented(noised: Noised, clean: Tensor, twin: Tensor, process: Process) -> Noised:
+    """Make every second copy of a row the complement of its `twin` (rows,): masked where that one is clean."""
+    first = noised.trained & process.is_masked(noised.tokens[twin])
+    is_second = (twin != torch.arange(len(twin)))[:, None]
+    mask = process.mask_token_id
+    assert mask is not None
+    complement = torch.where(noised.trained & ~first, mask, clean)
+    # Kept with 1 - alpha where the other is kept with alpha.
+    time = process.schedule.time_of(1 - process.schedule.alpha(noised.time[twin]))
+    weight = noised.weight
+    if weight is not None:
+        # By exact counts k of n the copies have k and n - k masks: both reach every count but n, which the first
+        # one reaches alone and must answer for twice.
+        size, count = (part.sum(-1, keepdim=True) for part in (noised.trained, noised.trained & ~first))
+        weight = torch.where(is_second, size / count.clamp_min(1), weight * torch.where(count == 0, 2, 1))
+    return Noised(
+        torch.where(is_second, complement, noised.tokens),
+        torch.where(is_second, time, noised.time),
+        noised.trained,
+        weight,
+    )

@@ -92,6 +92,8 @@ class JointRecipe(Recipe):
     """Peak rate of AdamW."""
     diffusion_weight: Rate = 0.3
     """Weight of the diffusion loss beside the next-token loss."""
+    complementary: bool = False
+    """Noise every block twice, the second time where the first is clean: every token is learnt from once."""
     next_token_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """First share of the run, which trains next tokens alone."""
     untie_embeddings: bool = False
@@ -185,7 +187,12 @@ class JointPupil(Pupil):
         process = Masked(size, mask, Linear())
         self.module = transformer
         self.denoiser = Denoiser(transformer, mask_token_id=mask, logit_shift=False, process=process)
-        noise = NoiseConfig(process, Cuts(block_lengths, random_phase=True), weight=recipe.diffusion_weight)
+        noise = NoiseConfig(
+            process,
+            Cuts(block_lengths, random_phase=True),
+            weight=recipe.diffusion_weight,
+            complementary=recipe.complementary,
+        )
         self.joint = Objective(self.denoiser, True, noise)
         self.next_token = Objective(self.denoiser, True, None)
 

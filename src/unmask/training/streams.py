@@ -1,7 +1,7 @@
 """The streams of a training forward: clean pieces of text, and noisy copies of them that grow from the clean ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,7 @@ class Streams:
 
     `clean`: packed place of each batch token in the clean stream, (N,), or empty without one. `noisy`: packed place of
     each noisy token, (M,), `source` the batch token it is a copy of, `group` the number of its block, in which all
-    share one time. `num_groups` counts the blocks.
+    share one time. `twin`: for each block, the one it is a second copy of, itself for a first copy: (blocks,).
     """
 
     layout: Layout
@@ -25,23 +25,28 @@ class Streams:
     noisy: Tensor
     source: Tensor
     group: Tensor
-    num_groups: int
+    twin: Tensor
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.twin)
 
 
 def causal_stream(bounds: Sequence[int]) -> Streams:
     """Lay out pieces ``[bounds[r], bounds[r + 1])`` for autoregressive training: clean and causal, nothing noisy."""
     empty = torch.empty(0, dtype=torch.int64)
     layout = Layout([Segment(0, length) for length in np.diff(bounds).tolist()])
-    return Streams(layout, torch.arange(bounds[-1]), empty, empty, empty, 0)
+    return Streams(layout, torch.arange(bounds[-1]), empty, empty, empty, empty)
 
 
-def noisy_stream(bounds: Sequence[int]) -> Streams:
+def noisy_stream(bounds: Sequence[int], *, copies: int = 1) -> Streams:
     """Lay out pieces for full attention: each one noisy sequence, given token included, that sees itself both ways."""
-    lengths = np.diff(bounds)
-    layout = Layout([Segment(0, length, causal=False) for length in lengths.tolist()])
-    tokens = torch.arange(bounds[-1])
-    group = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
-    return Streams(layout, torch.empty(0, dtype=torch.int64), tokens, tokens, group, len(lengths))
+    builder = _Builder()
+    for begin, end in pairwise(bounds):
+        for copy in range(copies):
+            root = Segment(0, end - begin, causal=False)
+            builder.add_noisy([root], np.arange(begin, end), twins_before=copy)
+    return builder.streams()
 
 
 @dataclass(frozen=True)
@@ -68,39 +73,61 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator, device=generator.device)) if count > 1 else 0
 
 
-def two_streams(bounds: Sequence[int], cuts: Cuts, generator: torch.Generator) -> Streams:
+def two_streams(bounds: Sequence[int], cuts: Cuts, generator: torch.Generator, *, copies: int = 1) -> Streams:
     """Lay out ``[clean | noisy]``: a causal piece, and a canvas for each block of the tokens after its given one.
 
     A canvas sees the clean tokens before its block, and itself both ways; the clean stream sees no noise (BD3-LM,
     arXiv 2503.09573, with the strictly causal clean stream of Nemotron-Labs-Diffusion, arXiv 2607.05722).
     """
-    segments: list[Segment] = []
-    clean: list[IntArray] = []
-    noisy: list[IntArray] = []
-    source: list[IntArray] = []
-    group: list[IntArray] = []
-    packed = num_groups = 0
+    builder = _Builder()
     for begin, end in pairwise(bounds):
-        length, parent = end - begin, len(segments)
-        segments.append(Segment(0, length))
-        clean.append(np.arange(packed, packed + length))
-        packed += length
+        length, parent = end - begin, builder.add_clean(begin, end)
         if length == 1:
             continue
         starts = cuts.starts(length, generator)
-        sizes = np.diff([*starts, length])
-        segments += [
-            Segment(start, int(size), parent=parent, offset=start, causal=False, adapter=True)
-            for start, size in zip(starts, sizes, strict=True)
+        canvases = [
+            Segment(start, stop - start, parent=parent, offset=start, causal=False, adapter=True)
+            for start, stop in pairwise([*starts, length])
         ]
-        noisy.append(np.arange(packed, packed + length - 1))
-        source.append(np.arange(begin + 1, end))
-        group.append(num_groups + np.repeat(np.arange(len(starts)), sizes))
-        packed += length - 1
-        num_groups += len(starts)
-    return Streams(
-        Layout(segments), _joined(clean), _joined(noisy), _joined(source), _joined(group), num_groups
-    )
+        for copy in range(copies):
+            builder.add_noisy(canvases, np.arange(begin + 1, end), twins_before=copy * len(canvases))
+    return builder.streams()
+
+
+@dataclass
+class _Builder:
+    """Streams in the making: segments, and the places of their tokens."""
+
+    segments: list[Segment] = field(default_factory=list)
+    clean: list[IntArray] = field(default_factory=list)
+    noisy: list[IntArray] = field(default_factory=list)
+    source: list[IntArray] = field(default_factory=list)
+    group: list[IntArray] = field(default_factory=list)
+    twin: list[int] = field(default_factory=list)
+    num_packed: int = 0
+
+    def add_clean(self, begin: int, end: int) -> int:
+        """Add the causal root of a piece and return its number."""
+        self.segments.append(Segment(0, end - begin))
+        self.clean.append(self._places(end - begin))
+        return len(self.segments) - 1
+
+    def add_noisy(self, blocks: Sequence[Segment], source: IntArray, *, twins_before: int) -> None:
+        """Add noisy blocks that copy the batch tokens `source`; their first copies stand so many blocks before."""
+        first = len(self.twin)
+        self.twin += range(first - twins_before, first - twins_before + len(blocks))
+        self.segments += blocks
+        self.group.append(np.repeat(np.arange(first, len(self.twin)), [block.length for block in blocks]))
+        self.source.append(source)
+        self.noisy.append(self._places(len(source)))
+
+    def streams(self) -> Streams:
+        parts = (_joined(part) for part in (self.clean, self.noisy, self.source, self.group))
+        return Streams(Layout(self.segments), *parts, torch.tensor(self.twin, dtype=torch.int64))
+
+    def _places(self, count: int) -> IntArray:
+        self.num_packed += count
+        return np.arange(self.num_packed - count, self.num_packed)
 
 
 def _joined(parts: list[IntArray]) -> Tensor:
