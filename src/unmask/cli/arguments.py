@@ -38,7 +38,7 @@ RuleOption = Annotated[
     str | None,
     typer.Option(
         help="diffusion: what to commit after a forward, as NAME or NAME:NUMBER: threshold:0.9, top-k:2, "
-        "entropy-bound:0.1, margin:2, random:1, left-to-right:1.",
+        "entropy-bound:0.1, margin:2, factor:1, klass:0.9,0.01,2, spaced, random:1, left-to-right:1.",
         metavar="RULE",
     ),
 ]

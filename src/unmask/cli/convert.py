@@ -1,9 +1,10 @@
 """``unmask convert``: give an autoregressive model a diffusion mode, and leave it as it was."""
 
 import json as json_format
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +24,6 @@ from unmask.cli.session import open_model
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
     from unmask.training.conversion import ConversionConfig, ConversionEvent, StepRecord
 
 DEFAULT_STEPS = 1000
@@ -141,7 +140,7 @@ def _validated(settings: dict[str, object]) -> "ConversionConfig":
         raise _explained(error.errors()[0], settings) from error
 
 
-def _explained(fault: "ErrorDetails", settings: dict[str, object]) -> UsageError:
+def _explained(fault: Mapping[str, Any], settings: dict[str, object]) -> UsageError:
     """Return what is wrong with the settings, in the command line's own words."""
     from unmask.registry import unknown_name
     from unmask.training.pupil import RECIPES

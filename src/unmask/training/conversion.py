@@ -20,7 +20,7 @@ from unmask.training.objective import BatchLoss
 from unmask.training.pupil import AdapterPupil, AnyRecipe, FrozenRecipe, JointPupil, JointRecipe, Pupil
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 from unmask.training.step_loop import train
-from unmask.training.synthesis import SynthesisConfig, write_batch
+from unmask.training.synthesis import Script, SynthesisConfig, write_batch
 
 CONFIG_FILE = "conversion.json"
 STATE_FILE = "state.pt"
@@ -225,12 +225,17 @@ class Conversion:
     def _documents(self, observe: Callable[[ConversionEvent], None]) -> list[Document]:
         config = self.config
         synthesis = SynthesisConfig(length=config.length, batch_size=config.synthesis_rows)
-        head = self.checkpoint.tokenizer.chat_head()
-        stop = self.checkpoint.tokenizer.eos_id
+        script = Script.of(self.checkpoint.tokenizer)
 
         def write(batch: int) -> list[Document]:
             return write_batch(
-                self.checkpoint.transformer, head, synthesis, stop_token=stop, seed=config.seed, batch=batch
+                self.checkpoint.transformer,
+                script.head,
+                synthesis,
+                stop_token=script.stop_token,
+                bridge=script.bridge,
+                seed=config.seed,
+                batch=batch,
             )
 
         written = DocumentFile(self.folder.path / DOCUMENTS_FILE, config.synthesis_rows).fill(

@@ -218,6 +218,7 @@ class JointPupil(Pupil):
             _served(self.checkpoint.card, self.denoiser),
             name=folder.path.name,
             description=f"{self.checkpoint.card.name}, converted by the joint recipe",
+            base=base,
             block_length=max(block_lengths),
         )
         if (folder.path / MODEL_FOLDER).exists():
