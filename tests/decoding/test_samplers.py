@@ -94,6 +94,16 @@ def test_remasking_keeps_the_marginals_given_the_text(sampler: Kernel, schedule:
         torch.testing.assert_close(found, marginal(text, process, move.s), atol=1e-14, rtol=0)
 
 
+def test_the_loop_revises_only_while_it_stays() -> None:
+    process, states = Masked(2, 2, LINEAR), every_sequence(3, 2)
+    logits = Table.random(2, 2).exact(process)(states, torch.tensor(0.5, dtype=torch.float64))
+    on_the_way, staying = Move(0.4, 0.3), Move(0.3, 0.3)
+    same = [sampler.law(look_of(process, states, logits, on_the_way)) for sampler in (LOOP, Ancestral())]
+    torch.testing.assert_close(*same)
+    law = LOOP.law(look_of(process, states, logits, staying))
+    torch.testing.assert_close(law[..., 2][states < 2], torch.full((12,), 0.2, dtype=torch.float64))
+
+
 def test_remasking_by_confidence_keeps_them_only_about() -> None:
     process, states = Masked(2, 2, LINEAR), every_sequence(3, 3)
     text = Table(2, 3, torch.eye(8, dtype=torch.float64)[5])

@@ -1,18 +1,19 @@
 """The sampling loop: what is given stays, rows stand alone, forwards are counted, beliefs are handed on."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 import torch
 from enumerated import Table
-from enumerated_sampler import denoiser_of
+from enumerated_sampler import denoiser_of, look_of
 from torch import Tensor
 
 from unmask.decoding.candidates import Shape
 from unmask.decoding.decision import Confidence
 from unmask.decoding.rules import EntropyBound, Factor, Klass, LeftToRight, Random, Spaced, Threshold, TopK
-from unmask.decoding.sampler import Sampler
+from unmask.decoding.sampler import Look, Move, Sampler, Step
 from unmask.decoding.samplers import (
     Ancestral,
     CappedRemasking,
@@ -190,12 +191,16 @@ def test_selecting_by_the_drawn_token_favours_the_likely_one_and_by_the_law_does
     assert rates["drawn"] > 0.9 + 10 * error
 
 
-def test_renoising_finds_the_peak_and_stops_when_nothing_moves() -> None:
+def peaked_table() -> Table:
     generator = torch.Generator().manual_seed(0)
     chances = torch.rand(SIZE**LENGTH, dtype=torch.float64, generator=generator)
     chances = 0.03 * chances / chances.sum()
     chances[47] += 0.97
-    table = Table(SIZE, LENGTH, chances)
+    return Table(SIZE, LENGTH, chances)
+
+
+def test_renoising_finds_the_peak_and_stops_when_nothing_moves() -> None:
+    table = peaked_table()
     peak = run(Renoise(), UNIFORM, 60, steps=48, table=table)
     hits = (peak.tokens == table.sequences[47]).all(-1).double().mean()
     assert hits > 0.95
@@ -204,6 +209,68 @@ def test_renoising_finds_the_peak_and_stops_when_nothing_moves() -> None:
     flat = Table(SIZE, LENGTH, torch.full((SIZE**LENGTH,), 1 / SIZE**LENGTH, dtype=torch.float64))
     restless = run(Renoise(calm=0.0), UNIFORM, 5, steps=10, table=flat)
     assert set(restless.num_forwards.tolist()) == {10}
+
+
+def test_a_finished_row_rests_while_others_go_on() -> None:
+    table, seeds = TABLE, list(range(30))
+    sampler = Renoise(gamma=2.0, hot=1.0, cold=1.0, window=1, calm=0.8)
+    together = run(sampler, UNIFORM, 30, steps=12, seeds=seeds, table=table)
+    assert len(set(together.num_forwards.tolist())) > 2
+    for row in range(0, 30, 3):
+        alone = run(sampler, UNIFORM, 1, steps=12, seeds=[seeds[row]], table=table)
+        assert alone.tokens[0].equal(together.tokens[row])
+        assert alone.num_forwards[0] == together.num_forwards[row]
+
+
+def renoised(logits: Tensor, tokens: Tensor, time: float, move: Move) -> Step:
+    look = look_of(UNIFORM, tokens, logits, move)
+    return Renoise(gamma=0.2, hot=100.0, cold=0.2).step(replace(look, time=torch.full_like(look.time, time)))
+
+
+def test_renoising_judges_tokens_with_what_they_show() -> None:
+    """Flat leave-one-out laws: a canvas that is hardly noisy is certain of what it shows, a noisy one of nothing."""
+    tokens = torch.tensor([[0, 2, 1, 1]])
+    late = renoised(torch.zeros(1, 4, SIZE), tokens, 0.001, Move(0.0, 0.0))
+    assert late.tokens.equal(tokens)
+    assert not late.noisy.any()
+    early = renoised(torch.zeros(1, 4, SIZE), tokens, 1.0, Move(0.0, 0.0))
+    assert int(early.noisy.sum()) == 3  # one is accepted, for progress
+
+
+def test_renoising_cools_down() -> None:
+    logits = torch.tensor([3.0, 0.0, 0.0]).expand(1, 4, SIZE)
+    tokens = torch.tensor([[1, 2, 1, 2]])
+    accepted = [4 - int(renoised(logits, tokens, 1.0, Move(t, 0.0)).noisy.sum()) for t in (1.0, 0.0)]
+    assert accepted == [1, 4]
+
+
+@dataclass(frozen=True)
+class Watcher(Sampler):
+    """A sampler that keeps what it was shown."""
+
+    inner: Sampler
+    looks: list[Look] = field(default_factory=list)
+
+    def check(self, process: Process) -> None:
+        self.inner.check(process)
+
+    def step(self, look: Look) -> Step:
+        self.looks.append(look)
+        return self.inner.step(look)
+
+
+def test_confidence_is_the_probability_a_token_had_when_it_was_written() -> None:
+    watcher = Watcher(RescaledRemasking(0.7))
+    run(watcher, MASKED, 20, steps=8)
+    written = torch.zeros(20, LENGTH)
+    num_rewritten = 0
+    for before, after in pairwise(watcher.looks):
+        changed = after.tokens != before.tokens
+        chances = before.logits.softmax(-1).gather(-1, after.tokens.clamp_max(SIZE - 1)[..., None])[..., 0]
+        written = torch.where(changed, chances.float(), written)
+        num_rewritten += int((changed & (before.tokens < SIZE)).sum())
+        torch.testing.assert_close(after.confidence, written)
+    assert num_rewritten > 0
 
 
 def test_renoising_waits_for_its_window() -> None:

@@ -106,6 +106,16 @@ def test_the_bound_is_unbiased_for_every_text(process: Process) -> None:
     assert float(TABLE.chances @ truth) == pytest.approx(TABLE.entropy, abs=1e-4)
 
 
+def test_a_schedule_that_keeps_some_tokens_pays_for_its_prior() -> None:
+    process = Uniform(SIZE, None, SCHEDULES.parse("log-linear:0.4"))
+    generator = torch.Generator().manual_seed(9)
+    found = data_mean(
+        bound(denoiser_of(TABLE, process), TABLE.sequences, process, generator, num_samples=3000)
+    )
+    assert within(found, float(TABLE.chances @ row_bounds(TABLE, process)))
+    assert float(process.prior_nll(TABLE.sequences[:1]).sum()) > 5 * found.standard_error
+
+
 @pytest.mark.parametrize("times", [ExactCount(), LowDiscrepancy(), Independent()], ids=repr)
 def test_every_time_sampling_estimates_the_same_bound(times: TimeSampling) -> None:
     """Exact counts leave the schedule out, and with it most of the noise."""
@@ -287,6 +297,21 @@ def test_the_divergence_of_a_rule_is_its_conditional_total_correlation(rule: Rul
     duel = duel_nll(denoiser_of(table, process), process, texts, rule, seeds=seeds_of(texts))
     divergence = float((table.chances * (table.chances.log() + duel.nats)).sum())
     assert divergence == pytest.approx(conditional_total_correlation(table, process, rule), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_permutation_written_at_once_costs_its_closed_form(size: int) -> None:
+    """Every token alone may be anything, so n! of n^n texts are right; one token a forward makes no mistake."""
+    every = every_sequence(size, size)
+    is_permutation = (every.sort(-1).values == torch.arange(size)).all(-1)
+    texts, process = every[is_permutation], Masked(size, size, LINEAR)
+    chances = is_permutation.double() / len(texts)
+    denoiser, seeds = denoiser_of(Table(size, size, chances), process), seeds_of(texts)
+    at_once = duel_nll(denoiser, process, texts, Threshold(0.0), seeds=seeds).nats
+    closed = math.log(size**size / math.factorial(size))
+    assert float(at_once.mean()) - math.log(len(texts)) == pytest.approx(closed)
+    one_by_one = duel_nll(denoiser, process, texts, TopK(1), seeds=seeds).nats
+    assert float(one_by_one.mean()) == pytest.approx(math.log(len(texts)))
 
 
 def arbitrary_denoiser(tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:

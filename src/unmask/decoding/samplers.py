@@ -72,7 +72,7 @@ class PredictorCorrector(Kernel):
     """Walk every ancestral step down, and then `rounds` times up again by fresh noise and down once more.
 
     Up is the process's own kernel and down its posterior, so every round keeps the law of its time as well as a step
-    does, and wrong tokens get another chance (Campbell et al. 2022, arXiv 2205.14987, section 4.4, with finite steps).
+    does, and wrong tokens get another chance (Campbell et al. 2022, arXiv 2205.14987, with finite steps).
     Forwards that do not make whole rounds are spent on the last step.
     """
 
@@ -98,7 +98,7 @@ class PredictorCorrector(Kernel):
 class Remasking(Kernel):
     """Ancestral unmasking that masks a clean token again with probability sigma, and reveals as many more.
 
-    The law of every x_s given x_0 stays what it was (Wang et al. 2025, ReMDM, arXiv 2503.00307, eq. 6), if sigma is
+    The law of every x_s given x_0 stays what it was (Wang et al. 2025, ReMDM, arXiv 2503.00307), if sigma is
     one number for all tokens.
     """
 

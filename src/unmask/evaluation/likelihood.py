@@ -154,7 +154,7 @@ def duel_nll(
     """Return the exact likelihood of `tokens` (B, L) under unmasking by a rule that selects before tokens are drawn.
 
     What a rule selects then follows from what is already written, so every text has one way to be written, and its
-    probability is a product over forwards (Turok et al. 2026, DUEL, arXiv 2603.01367). It is that of
+    probability is a product over forwards (DUEL, arXiv 2603.01367). It is that of
     ``sample(..., Unmask(rule, "highest"), steps=steps, seeds=seeds, shape=shape)``; the seeds matter to rules that look
     at noise. `steps`: as many as there are tokens unless given. `scored` (B, L) bool: the tokens that are written, all
     unless given. For masked noise only.
@@ -229,7 +229,7 @@ def _bound(
             some = slice(part, part + batch_rows)
             noisy = _rows(noised, some)
             with torch.no_grad():
-                logits = denoise(clean[some], noisy.tokens, noisy.time)
+                logits = denoise(clean[some], noisy.tokens, noisy.time).to(tokens.device)
                 losses = token_losses(logits, clean[some], noisy, process, prediction=prediction)
             sums.append(losses.double().sum(-1))
     samples = torch.cat(sums).view(len(tokens), num_samples)
