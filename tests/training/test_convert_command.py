@@ -1,17 +1,22 @@
 """``unmask convert`` from the command line to a folder that generates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_checkpoint
+from tiny_models import CONFIG, tiny_checkpoint
 
 from unmask.cli.main import main
 from unmask.model.checkpoint import save_checkpoint
 
-SMALL = (
-    "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --set rank=2 --steps 2".split()
-)
+SMALL = "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --set rank=2 --steps 2 --judge 0".split()
+
+
+def without_rank(options: list[str]) -> list[str]:
+    """Leave out the setting that only the frozen recipe has."""
+    place = options.index("--set")
+    return [*options[:place], *options[place + 2 :]]
 
 
 @pytest.fixture
@@ -69,13 +74,30 @@ def test_an_adapter_folder_is_tuned_and_both_belong_to_the_base(
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     more = [*SMALL, "--synthetic-tokens", "1500"]
     assert main(["convert", base, "--out", first, *more]) == 0
-    assert main(["convert", first, "--recipe", "drafter", "--out", second, *more[:-6], *more[-4:]]) == 0
+    assert main(["convert", first, "--recipe", "drafter", "--out", second, *without_rank(more)]) == 0
     assert json.loads((tmp_path / "second" / "unmask.json").read_text())["base"] == base
     assert main(["generate", second, "hello", "--mode", "speculative", "--max-tokens", "4"]) == 0
     assert (
-        main(
-            ["convert", base, "--recipe", "drafter", "--out", str(tmp_path / "none"), *more[:-6], *more[-4:]]
-        )
+        main(["convert", base, "--recipe", "drafter", "--out", str(tmp_path / "none"), *without_rank(more)])
         == 2
     )
     assert "has no adapter to tune" in capsys.readouterr().err
+
+
+def test_a_conversion_ends_in_a_judgement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = str(tmp_path / "roomy"), tmp_path / "out"
+    save_checkpoint(tiny_checkpoint(replace(CONFIG, max_positions=640)), tmp_path / "roomy")
+    options = [
+        *without_rank(SMALL),
+        "--synthetic-tokens",
+        "1500",
+        "--judge",
+        "1",
+        "--recipe",
+        recipe,
+        "--json",
+    ]
+    assert main(["convert", base, "--out", str(out), *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["judgement"] == json.loads((out / "judgement" / "judgement.json").read_text())
+    assert report["judgement"]["texts"]

@@ -68,6 +68,15 @@ def convert(
     length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
     synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
+    judge_prompts: Annotated[
+        int,
+        typer.Option(
+            "--judge",
+            help="Prompts of each kind on which the result is judged at the end; 0 for none. See unmask judge.",
+            metavar="N",
+            min=0,
+        ),
+    ] = 1,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
@@ -108,9 +117,18 @@ def convert(
     with RunBar() as bar:
         conversion.run(lambda event: _show(event, bar, measured))
     result = out / MODEL_FOLDER if is_joint else out
+    del opened, conversion  # a judgement loads the model as others will
+    judgement = None
+    if judge_prompts:
+        from unmask.cli.judge import run_judgement
+        from unmask.evaluation.judgement import JudgementConfig
+
+        asked = JudgementConfig(str(result), num_prompts=judge_prompts, device=device)
+        judgement = run_judgement(asked, out / "judgement", offline=offline, show=not json)
     if json:
         held_out = [asdict(record) for record in measured]
-        print_json({"folder": str(out), "model": str(result), "held_out": held_out})
+        report = None if judgement is None else judgement.to_json()
+        print_json({"folder": str(out), "model": str(result), "held_out": held_out, "judgement": report})
         return
     print_line(f"the model is {result}: unmask generate {result} PROMPT --mode speculative")
 

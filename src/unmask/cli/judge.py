@@ -26,7 +26,7 @@ from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
     from unmask.evaluation.average import Average
-    from unmask.evaluation.judgement import Judgement
+    from unmask.evaluation.judgement import Judgement, JudgementConfig
     from unmask.evaluation.trials import Scores
     from unmask.model.checkpoint import Precision
 
@@ -93,27 +93,36 @@ def judge(
     """
     block_lengths = tuple(int(number) for number in _numbers(blocks, "--blocks", int))
     cuts = tuple(_numbers(thresholds, "--thresholds", float))
-    folder = out or _default_folder(model)
+    from unmask.evaluation.judgement import JudgementConfig
+
+    config = JudgementConfig(
+        model=model,
+        adapter=adapter,
+        base=base,
+        against=against,
+        num_prompts=prompts,
+        max_tokens=max_tokens,
+        block_lengths=block_lengths,
+        thresholds=cuts,
+        texts=tuple(str(path) for path in text or []),
+        text_tokens=text_tokens,
+        seed=seed,
+        dtype=cast("Precision", dtype),  # which load checks
+        device=device,
+    )
+    judgement = run_judgement(config, out or _default_folder(model), offline=offline, show=not json)
+    if json:
+        print_json(judgement.to_json())
+
+
+def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, show: bool) -> "Judgement":
+    """Judge a model into `folder`, with a bar on the way, and show the tables if wanted."""
     with RunBar() as bar:
         bar.show("loading", 0, None, "")
         prepare_process()
-        from unmask.evaluation.judgement import JUDGEMENT_FILE, JudgementConfig, judge
+        from unmask.evaluation.judgement import JUDGEMENT_FILE, judge
+        from unmask.evaluation.pictures import draw
 
-        config = JudgementConfig(
-            model=model,
-            adapter=adapter,
-            base=base,
-            against=against,
-            num_prompts=prompts,
-            max_tokens=max_tokens,
-            block_lengths=block_lengths,
-            thresholds=cuts,
-            texts=tuple(str(path) for path in text or []),
-            text_tokens=text_tokens,
-            seed=seed,
-            dtype=cast("Precision", dtype),  # which load checks
-            device=device,
-        )
         judgement = judge(
             config,
             folder,
@@ -122,21 +131,18 @@ def judge(
             progress=bar.print,
         )
         bar.show("loading", 1, 1, "")
-        from unmask.evaluation.pictures import draw
-
         try:
             pictures = draw(judgement, folder)
         except FailureError as error:
             pictures = []
             bar.print(f"no pictures: {error}")
-    if json:
-        print_json(judgement.to_json())
-        return
-    console = Console(highlight=False)
-    for show in (_text_table, _speculation_table, _agreement_table, _kinds_table):
-        console.print(show(judgement))
-        console.print()
-    print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
+    if show:
+        console = Console(highlight=False)
+        for table in (_text_table, _speculation_table, _agreement_table, _kinds_table):
+            console.print(table(judgement))
+            console.print()
+        print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
+    return judgement
 
 
 def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[float]:
