@@ -28,7 +28,7 @@ from unmask.decoding.samplers import (
     Unmask,
     parse_sampler,
 )
-from unmask.decoding.sampling import Guided, sample
+from unmask.decoding.sampling import sample
 from unmask.diffusion import SCHEDULES, Hybrid, Masked, Prediction, Process, Schedule, Uniform
 from unmask.errors import UsageError
 from unmask.rng import Stream
@@ -264,42 +264,6 @@ def test_rare_tokens_keep_their_probability_at_every_number_of_steps() -> None:
     # Uniforms of float32 step by 6e-8 below one: neither of the two could ever be drawn from them.
     coarse = torch.tensor([1 - 2**-24, 1 - 2**-23], dtype=torch.float64)
     assert realised(process, law, Move(1.0, 0.5), coarse).tolist() == [0, 0]
-
-
-def test_guidance_tilts_one_token_exactly_and_two_approximately() -> None:
-    weight, process = 2.5, Masked(3, 3, LINEAR)
-    for length, is_exact in ((1, True), (2, False)):
-        wanted, plain = Table.random(3, length, seed=3), Table.random(3, length, seed=4)
-        tilted = wanted.chances**weight * plain.chances ** (1 - weight)
-        truth = Table(3, length, tilted / tilted.sum())
-        led = Guided(denoiser_of(wanted, process), denoiser_of(plain, process), weight)
-
-        def predict(tokens: Tensor, time: Tensor, led: Guided = led) -> Tensor:
-            return led(tokens, time.expand(len(tokens), 1))
-
-        law = chain(Ancestral(), process, predict, length, Ancestral().moves(256, LINEAR))[-1]
-        gap = divergence(truth, law, 4)
-        if is_exact:
-            assert abs(gap) < 1e-12
-        else:
-            assert (
-                0.001 < gap < 1
-            )  # guiding conditionals is not guiding the whole: no number of steps mends it
-
-
-def test_guidance_of_weight_one_and_zero_and_of_banned_tokens() -> None:
-    tokens, time = torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 1)
-    first = torch.tensor([0.3, -torch.inf, 1.0]).expand(1, 2, 3)
-    second = torch.tensor([0.1, -torch.inf, -torch.inf]).expand(1, 2, 3)
-
-    def constant(logits: Tensor) -> Guided:
-        return Guided(lambda *_: logits, lambda *_: logits, 1.0)
-
-    for weight, wanted in ((1.0, first), (0.0, first), (3.0, first)):
-        led = Guided(constant(first), constant(first), weight)
-        torch.testing.assert_close(led(tokens, time).softmax(-1), wanted.softmax(-1))
-    banned = Guided(constant(first), constant(second), 3.0)(tokens, time).softmax(-1)
-    assert banned[0, 0].tolist() == [1, 0, 0]
 
 
 def test_unmasking_needs_masks_and_renoising_uniform_noise() -> None:
