@@ -10,7 +10,9 @@ from tiny_models import CONFIG, tiny_checkpoint
 from unmask.cli.main import main
 from unmask.model.checkpoint import save_checkpoint
 
-SMALL = "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --set rank=2 --steps 2 --judge 0".split()
+SMALL = (
+    "--synthetic-tokens 200 --length 48 --batch-documents 2 --synthesis-rows 8 --set rank=2 --steps 2 --judge 0"
+).split()
 
 
 def without_rank(options: list[str]) -> list[str]:
@@ -94,7 +96,7 @@ def test_a_conversion_ends_in_a_judgement(tmp_path: Path, capsys: pytest.Capture
         "--judge",
         "1",
         "--recipe",
-        recipe,
+        "joint",
         "--json",
     ]
     assert main(["convert", base, "--out", str(out), *options]) == 0
