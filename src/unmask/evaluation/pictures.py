@@ -17,23 +17,43 @@ def draw(judgement: Judgement, folder: Path) -> list[Path]:
 
     Raise FailureError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FailureError("pictures need matplotlib", "pip install 'unmask[plot]'") from error
     pictures: Mapping[str, tuple[Callable[[Any, Judgement], None], int, bool]] = {
         "acceptance": (_acceptance, 2, bool(_speculative(judgement))),
         "agreement": (_agreement, 1, bool(_diffusion(judgement))),
-        "training": (_training, len(_curves(judgement)), bool(_curves(judgement))),
     }
     paths = []
     for name, (draw_on, num_panels, is_there) in pictures.items():
         if is_there:
-            figure = Figure(figsize=(1 + 4.5 * num_panels, 3.8), layout="constrained")
+            figure = _figure(num_panels)
             draw_on(figure.subplots(1, num_panels, squeeze=False)[0], judgement)
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1], dpi=130)
+    if judgement.curve:
+        paths.append(folder / "training.png")
+        draw_curve(judgement.curve, paths[-1])
     return paths
+
+
+def draw_curve(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the metrics of a conversion, the lines of its metrics.jsonl; FailureError where matplotlib is missing."""
+    keys = [key for key in ("loss", "tokens_per_cycle") if any(line.get(key) is not None for line in curve)]
+    figure = _figure(len(keys))
+    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for split, style in (("train", {"color": "0.8", "lw": 0.8}), ("held_out", {"marker": "o", "ms": 3})):
+            lines = [line for line in curve if line.get("split") == split and line.get(key) is not None]
+            steps, values = [line["step"] for line in lines], [line[key] for line in lines]
+            axis.plot(steps, values, label=split.replace("_", " "), **style)
+        axis.set(xlabel="step", ylabel=key.replace("_", " "))
+        axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _figure(num_panels: int) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FailureError("pictures need matplotlib", "pip install 'unmask[plot]'") from error
+    return Figure(figsize=(1 + 4.5 * num_panels, 3.8), layout="constrained")
 
 
 def _speculative(judgement: Judgement) -> list[SettingScores]:
@@ -112,32 +132,6 @@ def _agreement(axes: Sequence[Any], judgement: Judgement) -> None:
         ylim=(0, 1.02),
     )
     axis.legend(frameon=False, fontsize=8)
-
-
-def _curves(judgement: Judgement) -> list[str]:
-    """Return what the training run measured and a picture can show."""
-    return [
-        key
-        for key in ("loss", "tokens_per_cycle")
-        if any(line.get(key) is not None for line in judgement.curve)
-    ]
-
-
-def _training(axes: Sequence[Any], judgement: Judgement) -> None:
-    """Draw the metrics of the training run."""
-    for axis, key in zip(axes, _curves(judgement), strict=True):
-        for split, style in (("train", {"color": "0.8", "lw": 0.8}), ("held_out", {"marker": "o", "ms": 3})):
-            lines = [
-                line for line in judgement.curve if line.get("split") == split and line.get(key) is not None
-            ]
-            axis.plot(
-                [line["step"] for line in lines],
-                [line[key] for line in lines],
-                label=split.replace("_", " "),
-                **style,
-            )
-        axis.set(xlabel="step", ylabel=key.replace("_", " "))
-        axis.legend(frameon=False)
 
 
 def _per_cycle(scores: Scores) -> Average | None:
