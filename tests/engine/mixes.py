@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class Mix:
     """An engine's sizes and its visits."""
 
     denoiser: Denoiser
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
     visits: tuple[Visit, ...]
 
 

@@ -149,3 +149,13 @@ def test_a_lines_own_mode_leaves_the_options_of_the_other_mode_behind(
         "ar",
         "diffusion",
     ]
+
+
+def test_auto_writes_the_text_of_ar(unmask_command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "r.jsonl", [{"prompt": text, "max_tokens": 20} for text in ("a", "b", "c")])
+    for mode in ("ar", "auto"):
+        done = unmask_command("batch", file, tiny_model, "--mode", mode, "--out", tmp_path / mode)
+        assert done.status == 0, done.err
+    texts = [{line: a["text"] for line, a in read(tmp_path / mode).items()} for mode in ("ar", "auto")]
+    assert texts[0] == texts[1]
+    assert "unknown mode" in unmask_command("batch", file, tiny_model, "--mode", "automatic").err

@@ -17,9 +17,11 @@ from unmask.decoding.rules import LeftToRight
 from unmask.decoding.samplers import Ancestral
 from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
+from unmask.engine.cost_curve import CostCurve
 from unmask.engine.engine import Engine, Finished, Progress
 from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
+from unmask.engine.planner import Planner
 from unmask.engine.request import Request
 from unmask.engine.runner import Job
 from unmask.errors import UsageError
@@ -32,7 +34,8 @@ PROMPT = (5, 9, 3, 14)
 
 
 def engine_of(kind: int = 0, **sizes: int) -> Engine:
-    return Engine(denoiser_of(kind), TOKENIZER, **{"num_pages": 64, "page_size": 4, **sizes})
+    wanted: dict[str, Any] = {"num_pages": 64, "page_size": 4, **sizes}
+    return Engine(denoiser_of(kind), TOKENIZER, **wanted)
 
 
 def options_of(mode: Mode, **changes: Any) -> Options:
@@ -298,6 +301,57 @@ def test_what_the_engine_does_not_decode_is_refused_by_name() -> None:
             maskless.add(PROMPT, options)
     with pytest.raises(UsageError, match="sees whole texts"):
         Engine(replace(denoiser_of(3), full_attention=True), TOKENIZER, num_pages=8)
+
+
+class FixedCurve(CostCurve):
+    """A curve that nothing changes any more."""
+
+    def __init__(self, *measurements: tuple[int, float]) -> None:
+        super().__init__(measurements)
+        self.observe = lambda tokens, seconds: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("slope", "drafts"), [(1e-6, True), (1.0, False)])
+def test_planned_requests_write_the_greedy_text_whatever_the_plan(slope: float, drafts: bool) -> None:
+    engine = Engine(
+        denoiser_of(1),
+        TOKENIZER,
+        num_pages=30,
+        page_size=3,
+        max_requests=4,
+        planner=Planner(FixedCurve((1, 1.0), (2, 1.0 + slope), (64, 1.0 + 63 * slope))),
+    )
+    prompts = [(*PROMPT[: 1 + seed % 4], seed) for seed in range(2, 8)]
+    options = options_of("speculative", block_length=8, max_tokens=20)
+    places = {engine.add(prompt, options, planned=True): prompt for prompt in prompts}
+    other = engine.add(PROMPT, options_of("diffusion"))
+    num_cycles = 0
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, Finished) and event.request_id != other:
+                wanted = generate(
+                    denoiser_of(1), TOKENIZER, places[event.request_id], options_of("ar", max_tokens=20)
+                )
+                assert event.generation.token_ids == wanted.token_ids
+                num_cycles += len(event.generation.accepted_lengths)
+        engine.check()
+    assert (num_cycles > 0) == drafts
+
+
+def test_calibration_measures_forwards_and_planning_is_for_speculation() -> None:
+    engine = engine_of(token_budget=9)
+    known = [engine.planner.curve.is_known]
+    engine.calibrate()
+    known.append(engine.planner.curve.is_known)
+    assert known == [False, True]
+    assert engine.planner.curve.seconds(8) > 0
+    with pytest.raises(UsageError, match="mode 'ar' cannot be planned"):
+        engine.add(PROMPT, options_of("ar"), planned=True)
+    engine.add(PROMPT, options_of("speculative"), planned=True)
+    engine.step()
+    engine.step()
+    assert engine.choice is not None
+    assert set(engine.choice.block_lengths) == {0}
 
 
 def test_generate_wants_the_engine_to_itself() -> None:

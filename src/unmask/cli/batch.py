@@ -19,7 +19,6 @@ from unmask.cli.arguments import (
     IgnoreStopTokensFlag,
     JsonFlag,
     MaxTokensOption,
-    ModeOption,
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
@@ -53,6 +52,7 @@ class _Request:
     id: str | int
     prompt_ids: list[int]
     options: "Options"
+    is_planned: bool
     digest: str
 
 
@@ -98,7 +98,13 @@ def batch(
             show_default=False,
         ),
     ] = None,
-    mode: ModeOption = "ar",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="How to write: ar, diffusion, speculative (fewer forwards, the text of ar), or auto: ar or "
+            "speculative, whatever is faster with all that runs."
+        ),
+    ] = "ar",
     rule: RuleOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
@@ -190,7 +196,10 @@ def _request(
     raw: bool,
     origin: str,
 ) -> _Request:
-    options = model.resolve(decoding_options(**entry.over(defaults)))
+    settings = entry.over(defaults)
+    if is_planned := settings["mode"] == "auto":
+        settings["mode"] = "speculative"
+    options = model.resolve(decoding_options(**settings))
     if entry.messages is not None:
         if system is not None:
             raise UsageError("messages beside --system", "write the system message into the messages")
@@ -199,8 +208,8 @@ def _request(
         prompt_ids = model.encode([*opening(system), {"role": "user", "content": entry.prompt or ""}])
     else:
         prompt_ids = model.encode(entry.prompt or "", raw=raw)
-    digest = hashlib.sha256(f"{origin} {prompt_ids} {options}".encode()).hexdigest()[:16]
-    return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, digest)
+    digest = hashlib.sha256(f"{origin} {prompt_ids} {options} {is_planned}".encode()).hexdigest()[:16]
+    return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, is_planned, digest)
 
 
 def _engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, max_requests: int) -> "Engine":
@@ -229,9 +238,12 @@ def _run(engine: "Engine", requests: list[_Request], answers: "AnswerFile", bar:
     running: dict[int, _Request] = {}
     for request in open_requests:
         try:
-            running[engine.add(request.prompt_ids, request.options)] = request
+            number = engine.add(request.prompt_ids, request.options, planned=request.is_planned)
+            running[number] = request
         except UsageError as error:
             raise UsageError(f"line {request.line}: {error.message}", error.remedy) from error
+    if any(request.is_planned for request in open_requests):
+        engine.calibrate()
     tally = _Tally(len(requests), len(requests) - len(open_requests))
     begin = time.perf_counter()
     while running:

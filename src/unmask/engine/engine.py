@@ -10,6 +10,7 @@ from unmask.decoding.options import Options
 from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
+from unmask.engine.planner import Choice, Planner
 from unmask.engine.request import Request
 from unmask.engine.runner import Job, Runner
 from unmask.engine.scheduler import Scheduler
@@ -20,6 +21,8 @@ from unmask.tokenizer import Tokenizer
 DEFAULT_PAGE_SIZE = 16
 DEFAULT_TOKEN_BUDGET = 512
 DEFAULT_MAX_REQUESTS = 32
+
+_CALIBRATION_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Engine:
     rounding of sums of other shapes.
 
     `num_pages` pages of `page_size` positions hold keys and values. `token_budget`: most tokens of a forward.
-    `max_requests`: most that run at once; others wait.
+    `max_requests`: most that run at once; others wait. `planner`: decides for planned requests; it learns from every
+    forward. `choice` is its last one.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Engine:
         page_size: int = DEFAULT_PAGE_SIZE,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         max_requests: int = DEFAULT_MAX_REQUESTS,
+        planner: Planner | None = None,
     ) -> None:
         if denoiser.full_attention:
             raise UsageError(
@@ -94,6 +99,8 @@ class Engine:
             model.config, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )
         self._runner = Runner(denoiser, cache)
+        self.planner = Planner() if planner is None else planner
+        self.choice: Choice | None = None
         self._jobs: dict[int, Job] = {}
         self._watches: dict[int, _Watch] = {}
         self._num_added = 0
@@ -102,12 +109,18 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def add(self, prompt_ids: Sequence[int], options: Options) -> int:
+    def add(self, prompt_ids: Sequence[int], options: Options, *, planned: bool = False) -> int:
         """Take a request, to run as soon as there is room, and return its id.
 
-        What the options leave open takes the defaults of `Options.resolve`, without stop tokens. Raises UsageError
-        for what the model or the engine cannot do, and then takes nothing.
+        What the options leave open takes the defaults of `Options.resolve`, without stop tokens. `planned`
+        (speculative): the planner may shorten blocks or step instead, whatever is faster with all that runs. The law
+        stays the autoregressive one, and so does greedy text; which tokens are drawn from it depends on the choices.
+        Raises UsageError for what the model or the engine cannot do, and then takes nothing.
         """
+        if planned and options.mode != "speculative":
+            raise UsageError(
+                f"mode {options.mode!r} cannot be planned", "plan requests of mode 'speculative'"
+            )
         options = options.resolve(
             block_length=None, stop_token_ids=(), sampler=default_sampler(self._denoiser)
         )
@@ -128,7 +141,7 @@ class Engine:
             predicts_next=self._denoiser.predicts_next,
         )
         self.scheduler.add(request)
-        self._jobs[request.number] = Job(request, options, transcript)
+        self._jobs[request.number] = Job(request, options, transcript, is_planned=planned)
         self._watches[request.number] = _Watch(time.perf_counter())
         self._num_added += 1
         return request.number
@@ -137,11 +150,11 @@ class Engine:
         """Forget a request and release its pages; raises UsageError when it is finished, aborted or unknown."""
         if request_id not in self._jobs:
             raise UsageError(f"request {request_id} is not here: it has finished, was aborted or never added")
-        self.scheduler.remove(self._jobs[request_id].request)
-        del self._jobs[request_id], self._watches[request_id]
+        self._forget(self._jobs[request_id].request)
 
     def step(self) -> list[Event]:
         """Run one forward and return what came of it, oldest request first; nothing where there is no work."""
+        self._plan()
         batch = self.scheduler.schedule()
         if not batch.shares:
             return []
@@ -149,12 +162,32 @@ class Engine:
         for share in batch.shares:
             watch = self._watches[share.request.number]
             watch.started = now if watch.started is None else watch.started
+        num_tokens = batch.num_tokens
+        others = [share for share in batch.shares if not self._jobs[share.request.number].is_planned]
+        other_tokens = sum(share.num_tokens for share in others)
+        drafted = {
+            share.request: len(share.request.drafts)
+            for share in batch.shares
+            if share.settles and share.request.kind == "verify"
+        }
         self._runner.run(batch.shares, self._jobs)
+        for request, num_drafted in drafted.items():
+            self.planner.observe_draft(request.number, num_drafted, request.accepted_lengths[-1])
+        other_decided = sum(self._num_untold(share.request) for share in others)
+        self.planner.observe_forward(
+            num_tokens, time.perf_counter() - now, other_tokens=other_tokens, other_decided=other_decided
+        )
         events: list[Event] = []
         for share in batch.shares:
             if share.settles:
                 events += self._tell(self._jobs[share.request.number])
         return events
+
+    def calibrate(self) -> None:
+        """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens."""
+        most = min(self.scheduler.token_budget, self._denoiser.transformer.config.max_positions)
+        for tokens, seconds in self._runner.measure([size for size in _CALIBRATION_SIZES if size <= most]):
+            self.planner.curve.observe(tokens, seconds)
 
     def generate(self, requests: Iterable[tuple[Sequence[int], Options]]) -> list[Generation]:
         """Run prompts with their options to their ends, together, and return the generations in the same order."""
@@ -182,8 +215,7 @@ class Engine:
         drafts = () if request.is_finished else tuple(request.drafts)
         events: list[Event] = [Progress(request.number, tokens, canvas, drafts)]
         if request.is_finished:
-            self.scheduler.remove(request)
-            del self._jobs[request.number], self._watches[request.number]
+            self._forget(request)
             generation = Generation.of(
                 job.transcript,
                 job.options,
@@ -195,3 +227,19 @@ class Engine:
             )
             events.append(Finished(request.number, generation))
         return events
+
+    def _forget(self, request: Request) -> None:
+        self.scheduler.remove(request)
+        self.planner.forget(request.number)
+        del self._jobs[request.number], self._watches[request.number]
+
+    def _plan(self) -> None:
+        planned = {
+            request: job.options.block_length or 0
+            for request in self.scheduler.running
+            if (job := self._jobs[request.number]).is_planned
+        }
+        self.choice = self.planner.plan(planned) if planned else None
+
+    def _num_untold(self, request: Request) -> int:
+        return len(request.written.token_ids) - self._watches[request.number].num_told

@@ -1,8 +1,10 @@
 """One forward of a batch: its parts packed, tokens drawn from its laws, its requests told."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -30,11 +32,15 @@ class Proposal:
 
 @dataclass(eq=False)
 class Job:
-    """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next."""
+    """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next.
+
+    `is_planned`: its mode and block length are the planner's to choose.
+    """
 
     request: Request
     options: Options
     transcript: Transcript
+    is_planned: bool = False
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
@@ -102,6 +108,21 @@ class Runner:
                 self._denoise(outcome.job, outcome.logits)
             elif outcome.kind == "verify":
                 _verify(outcome.job, outcome.logits)
+
+    @torch.inference_mode()
+    def measure(self, sizes: Sequence[int], *, repeats: int = 3) -> list[tuple[int, float]]:
+        """Return the median seconds of a causal forward of each size, all laws asked for, outside the pages."""
+        found = []
+        for size in sizes:
+            cache = self.denoiser.new_cache(size)
+            seconds = []
+            for _ in range(repeats):
+                begin = time.perf_counter()
+                laws = self.denoiser.causal(torch.zeros(size, dtype=torch.int64), 0, cache, num_heads=size)
+                laws[-1].argmax().item()  # waits for the device
+                seconds.append(time.perf_counter() - begin)
+            found.append((size, median(seconds)))
+        return found
 
     def _part(self, share: Share, job: Job, row: int) -> Part:
         request = job.request
