@@ -1,6 +1,6 @@
 """Train small models on a Markov chain, whose entropy is known, and see how near their bounds come.
 
-    python benchmarks/markov.py [--steps 2000] [--vocabulary 8] [--length 32]
+    python benchmarks/markov.py [--steps 1200] [--vocabulary 8] [--length 32]
 
 One transformer for each objective, same size, same number of sequences. The bound of each is measured on fresh
 sequences, with its standard error, beside the chain's entropy rate: a perfect model costs exactly that. For the masked
@@ -36,7 +36,7 @@ from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objec
 from unmask.training.streams import Cuts
 
 HERE = Path(__file__).parent
-ROWS = 128
+ROWS = 64
 SEED = 0
 
 
@@ -234,7 +234,7 @@ def draw_picture(bounds: list[Bound], rows: list[dict[str, object]], entropy: fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--vocabulary", type=int, default=8)
     parser.add_argument("--length", type=int, default=32)
     arguments = parser.parse_args()
