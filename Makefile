@@ -23,8 +23,10 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/unmask demo
 
+# Side by side, one thread each, but for the tests of the default model, which share its weights.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not model and not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "model and not slow and not gpu"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
