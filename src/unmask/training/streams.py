@@ -122,8 +122,14 @@ class _Builder:
         self.noisy.append(self._places(len(source)))
 
     def streams(self) -> Streams:
-        parts = (_joined(part) for part in (self.clean, self.noisy, self.source, self.group))
-        return Streams(Layout(self.segments), *parts, torch.tensor(self.twin, dtype=torch.int64))
+        return Streams(
+            Layout(self.segments),
+            _joined(self.clean),
+            _joined(self.noisy),
+            _joined(self.source),
+            _joined(self.group),
+            torch.tensor(self.twin, dtype=torch.int64),
+        )
 
     def _places(self, count: int) -> IntArray:
         self.num_packed += count
