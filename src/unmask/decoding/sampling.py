@@ -188,11 +188,3 @@ def _prior(process: Process, length: int, keys: Keys) -> Tensor:
     draws = uniforms(keys.seeds, first, keys.steps, Stream.CORRUPTION)[:, 0]
     generators = [torch.Generator().manual_seed(int(value * 2**53)) for value in draws]
     return torch.stack([process.prior((length,), generator) for generator in generators])
-
-
-def _without_mask(logits: Tensor, process: Process) -> Tensor:
-    """Rule out the mask as a clean token where its id is one of the vocabulary's."""
-    mask = process.mask_token_id
-    if mask is None or mask >= logits.shape[-1]:
-        return logits
-    return logits.index_fill(-1, torch.tensor(mask, device=logits.device), -torch.inf)

@@ -77,7 +77,7 @@ def token_losses(
     """
     source = prediction or process.prediction
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    law = _without_mask(logits, process).log_softmax(-1, dtype=dtype)
+    law = process.without_mask(logits).log_softmax(-1, dtype=dtype)
     if weighting == "cross_entropy" or noised.weight is not None:
         losses = process.cross_entropy(law, x0, noised.tokens, noised.time, source=source)
         if weighting == "bound" and noised.weight is not None:
@@ -86,11 +86,3 @@ def token_losses(
         law = process.convert(law, noised.tokens, noised.time, source=source, target=process.prediction)
         losses = process.nll(law, x0, noised.tokens, noised.time)
     return losses.where(noised.trained, 0)
-
-
-def _without_mask(logits: Tensor, process: Process) -> Tensor:
-    """Rule out the mask as a clean token where its id is one of the vocabulary's."""
-    mask = process.mask_token_id
-    if mask is None or mask >= process.vocab_size:
-        return logits
-    return logits.index_fill(-1, torch.tensor(mask, device=logits.device), -torch.inf)

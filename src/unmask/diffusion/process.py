@@ -57,6 +57,13 @@ class Process(ABC):
         """Return where tokens are the mask: (...) bool, False everywhere for a process without one."""
         return tokens.eq(-1 if self.mask_token_id is None else self.mask_token_id)
 
+    def without_mask(self, logits: Tensor) -> Tensor:
+        """Rule the mask out as a clean token, (..., K) logits, where its id is one of the vocabulary's."""
+        mask = self.mask_token_id
+        if mask is None or mask >= logits.shape[-1]:
+            return logits
+        return logits.index_fill(-1, torch.tensor(mask, device=logits.device), -torch.inf)
+
     @abstractmethod
     def prior(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw tokens of pure noise, on the generator's device."""
