@@ -106,7 +106,7 @@ def sampling(
             )
             tokens = torch.where(writable, draw(risen, keys.noise(Stream.CORRUPTION).to(device)), tokens)
         time = sampler.time(process, noisy, free, move)
-        logits = _without_mask(denoiser(tokens, time, belief).to(device), process)
+        logits = process.without_mask(denoiser(tokens, time, belief).to(device))
         belief = logits.softmax(-1)
         last, best = best, logits.argmax(-1)
         steady = torch.where(best == last, steady + 1, 0)

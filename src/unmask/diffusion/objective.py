@@ -53,7 +53,7 @@ def diffusion_loss(
     belief = None
     if belief_share:
         with torch.no_grad():
-            belief = _without_mask(denoiser(noised.tokens, noised.time), process).softmax(-1)
+            belief = process.without_mask(denoiser(noised.tokens, noised.time)).softmax(-1)
         draw = torch.rand(len(x0), generator=generator, device=generator.device).to(x0.device)
         belief = belief * (draw < belief_share)[:, None, None]
     logits = denoiser(noised.tokens, noised.time, belief)
