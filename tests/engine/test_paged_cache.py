@@ -25,9 +25,13 @@ def table_of(pool: PagePool, num_positions: int) -> PageTable:
     return table
 
 
-def test_what_is_written_through_a_table_is_read_through_it() -> None:
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_is_written_through_a_table_is_read_through_it(in_order: bool) -> None:
     pool, cache = paged(denoiser_of(0))
     tables = [table_of(pool, 7), table_of(pool, 4), table_of(pool, 7)]
+    if not in_order:
+        for table in tables:
+            table.pages.reverse()
     rows = cache.rows(tables, [0, 0, 0])
     config = denoiser_of(0).transformer.config
     generator = torch.Generator().manual_seed(0)
@@ -38,9 +42,13 @@ def test_what_is_written_through_a_table_is_read_through_it() -> None:
     }
     for row, (keys, values) in written.items():
         rows.write(1, slice(row, row + 1), 0, keys, values)
-    for row, (keys, values) in written.items():
-        for ours, wanted in zip(rows.read(1, slice(row, row + 1), 4), (keys, values), strict=True):
+    for row, both in written.items():
+        for ours, wanted in zip(rows.read(1, slice(row, row + 1), 4), both, strict=True):
             assert torch.equal(ours, wanted)
+            is_view = ours.untyped_storage().data_ptr() in {
+                whole.untyped_storage().data_ptr() for whole in (cache.keys, cache.values)
+            }
+            assert is_view == in_order
     both_keys, _ = rows.read(1, slice(0, 2), 4)
     assert torch.equal(both_keys, torch.cat([written[0][0], written[1][0]]))
     untouched, _ = rows.read(0, slice(0, 3), 4)

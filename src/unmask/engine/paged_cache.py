@@ -1,6 +1,7 @@
 """The KV cache over pages: a reference path in plain PyTorch that runs anywhere."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,10 @@ class PagedCache:
 
 
 class PagedRows:
-    """A `Cache` for one forward, whose rows are page tables."""
+    """A `Cache` for one forward, whose rows are page tables.
+
+    Slots that follow one another are sliced, not gathered: a request whose pages lie in order is read without a copy.
+    """
 
     def __init__(self, cache: PagedCache, tables: Sequence[PageTable], lengths: Sequence[int]) -> None:
         self._cache = cache
@@ -50,6 +54,8 @@ class PagedRows:
         )
         within = torch.arange(cache.page_size)
         self._slots = (pages[:, :, None] * cache.page_size + within).flatten(1).to(cache.keys.device)
+        self._pages = [table.pages for table in tables]
+        self._found: dict[tuple[int, int, int, int], slice | Tensor] = {}
 
     @property
     def num_rows(self) -> int:
@@ -61,14 +67,30 @@ class PagedRows:
 
     def write(self, layer: int, rows: slice, start: int, keys: Tensor, values: Tensor) -> None:
         """Store (R, kv heads, n, K) keys and values at positions ``[start, start + n)`` of `rows`."""
-        slots = self._slots[rows, start : start + keys.shape[2]].flatten()
-        self._cache.keys[layer].index_copy_(0, slots, keys.transpose(1, 2).flatten(0, 1))
-        self._cache.values[layer].index_copy_(0, slots, values.transpose(1, 2).flatten(0, 1))
+        slots = self._where(rows, start, start + keys.shape[2])
+        for stored, new in ((self._cache.keys, keys), (self._cache.values, values)):
+            stored[layer][slots] = new.transpose(1, 2).flatten(0, 1)
 
     def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
-        """Return copies of the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
-        slots = self._slots[rows, :length]
-        shape = (*slots.shape, *self._cache.keys.shape[2:])
-        keys = self._cache.keys[layer].index_select(0, slots.flatten()).view(shape)
-        values = self._cache.values[layer].index_select(0, slots.flatten()).view(shape)
-        return keys.transpose(1, 2), values.transpose(1, 2)
+        """Return the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
+        slots = self._where(rows, 0, length)
+        shape = (rows.stop - rows.start, length, *self._cache.keys.shape[2:])
+        keys, values = self._cache.keys[layer][slots], self._cache.values[layer][slots]
+        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+
+    def _where(self, rows: slice, begin: int, end: int) -> slice | Tensor:
+        """Return the slots of positions ``[begin, end)`` of `rows`, all in one line; every layer asks for the same."""
+        key = rows.start, rows.stop, begin, end
+        if key not in self._found:
+            size, table = self._cache.page_size, self._pages[rows.start]
+            pages = table[begin // size : -(-end // size)]
+            if rows.stop - rows.start == 1 and end <= len(table) * size and _follow(pages):
+                first = pages[0] * size + begin % size
+                self._found[key] = slice(first, first + end - begin)
+            else:
+                self._found[key] = self._slots[rows, begin:end].flatten()
+        return self._found[key]
+
+
+def _follow(pages: Sequence[int]) -> bool:
+    return all(after == before + 1 for before, after in pairwise(pages))
