@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
-from unmask.decoding.gaussian_samplers import GaussianMove, GaussianSampler
+from unmask.decoding.gaussian_samplers import GaussianMove, GaussianSampler, Seen
 from unmask.decoding.sampling import Sampled
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
 from unmask.diffusion.gaussian_objective import given_rows
@@ -83,7 +83,9 @@ def gaussian_sampling(
         return
     for number, (gamma, target) in enumerate(pairwise(levels), start=1):
         moving = Keys(keys.seeds, keys.positions, (number,) * rows)
-        move = GaussianMove(process, z, gamma, target, looker, partial(_normals, moving, process))
+        move = GaussianMove(
+            process, z, gamma, target, looker, partial(_normals, moving, process), looker.last
+        )
         left = steps - looker.num_forwards
         z = sampler.move(move, forwards=left)
         law, is_last = looker.law(), number == len(levels) - 1
@@ -105,6 +107,7 @@ class _Looker:
         self._denoiser, self._process, self._free, self._shape = denoiser, process, free, shape
         self._shown, (self._low, _) = given_rows(given, process), process.schedule.ends()
         self._logits: Tensor | None = None
+        self.last: Seen | None = None
         self.num_forwards = 0
 
     def __call__(self, z: Tensor, gamma: Tensor) -> Tensor:
@@ -113,7 +116,8 @@ class _Looker:
         belief = None if self._logits is None else self._logits.softmax(-1)
         self._logits = self._denoiser(z, told, belief).to(z.device)
         self.num_forwards += 1
-        return self._process.mean(self.law())
+        self.last = Seen(self._process.mean(self.law()), gamma)
+        return self.last.mean
 
     def law(self) -> Tensor:
         """Return the shaped law of the last forward: (B, L, K) float64."""

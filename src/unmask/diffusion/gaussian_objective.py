@@ -55,9 +55,11 @@ def gaussian_loss(
     given. `belief_share`: share of rows that see the denoiser's own first prediction, at the cost of one more forward.
     """
     trained = torch.ones_like(x0, dtype=torch.bool) if trained is None else trained
-    noised = noise_rows(x0, process, stratified_times(len(x0), generator), generator, trained=trained)
-    if weighting == "cross_entropy":  # it has no business with the ends, and would choose the least noise
-        noised = GaussianNoised(noised.z, noised.gamma.detach(), noised.t, trained)
+    t = stratified_times(len(x0), generator).to(x0.device)
+    gamma = process.schedule.gamma(t)
+    if weighting == "cross_entropy":
+        gamma = gamma.detach()  # it would choose the ends with the least noise
+    noised = noise_rows(x0, process, t, gamma, generator, trained=trained)
     belief = None
     if belief_share:
         with torch.no_grad():
@@ -78,21 +80,20 @@ def gaussian_loss(
 
 
 def noise_rows(
-    x0: Tensor, process: Gaussian, t: Tensor, generator: torch.Generator, *, trained: Tensor
+    x0: Tensor, process: Gaussian, t: Tensor, gamma: Tensor, generator: torch.Generator, *, trained: Tensor
 ) -> GaussianNoised:
-    """Noise the `trained` (B, L) positions of clean rows (B, L), each row at its time `t` (B,)."""
-    schedule, t = process.schedule, t.to(x0.device)
-    low, _ = schedule.ends()
-    gamma = torch.where(trained, schedule.gamma(t)[:, None], low)
-    z = process.corrupt(x0, gamma, generator)
-    return GaussianNoised(torch.where(trained[..., None], z, given_rows(x0, process)), gamma, t, trained)
+    """Noise the `trained` (B, L) positions of clean rows (B, L), each row at its time `t` and its `gamma`, (B,)."""
+    low, _ = process.schedule.ends()
+    told = torch.where(trained, gamma[:, None], low.detach())
+    z = process.corrupt(x0, told, generator)
+    return GaussianNoised(torch.where(trained[..., None], z, given_rows(x0, process)), told, t, trained)
 
 
 def given_rows(tokens: Tensor, process: Gaussian) -> Tensor:
     """Return how tokens that are given are shown to a denoiser: (B, L, E), the mean of what time 0 makes of them."""
     low, _ = process.schedule.ends()
     clean = process.embed(tokens)
-    return process.noise(tokens, low, torch.zeros_like(clean))
+    return process.noise(tokens, low.detach(), torch.zeros_like(clean))
 
 
 def bound_integrand(logits: Tensor, x0: Tensor, noised: GaussianNoised, process: Gaussian) -> Tensor:

@@ -47,8 +47,8 @@ def flow_likelihood(
 ) -> Estimate:
     """Estimate -log p of each row of clean `tokens` (B, L) under the deterministic sampler, in nats.
 
-    A sample costs two forwards and two backwards for each of `num_steps`; their finite number is an error besides the
-    standard error. The rest is as in `gaussian_bound`.
+    A sample costs four forwards and backwards for each of `num_steps`, 32 of which are plenty; their finite number is
+    an error besides the standard error. The rest is as in `gaussian_bound`.
     """
     if num_steps < 1:
         raise UsageError(f"num_steps={num_steps} must be at least 1")
