@@ -86,3 +86,19 @@ def test_what_goes_wrong_ends_in_one_line(
     assert done.status == status
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("layers", [("limits", "audit"), ("limits", "landlock", "seccomp", "audit")])
+def test_weak_confinement_is_told(
+    layers: tuple[str, ...],
+    unmask_command: Command,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("unmask.evaluation.tasks.execution.confinement_layers", lambda: layers)
+    arguments = ("--tasks", "humaneval-infilling", "--limit", "1", "--out", tmp_path / "out")
+    done = unmask_command("eval", tiny_model, *arguments)
+    assert done.status == 0
+    assert ("without landlock and seccomp" in done.err) == (len(layers) == 2)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from unmask.evaluation.tasks import confinement
-from unmask.evaluation.tasks.execution import Limits, confinement_layers, run_program
+from unmask.evaluation.tasks.execution import KERNEL_LAYERS, Limits, confinement_layers, run_program
 
 QUICK = Limits(seconds=20, cpu_seconds=1, memory_bytes=2**28, file_bytes=2**20)
 
 needs_kernel_layers = pytest.mark.skipif(
-    not {"landlock", "seccomp"} <= set(confinement_layers()),
+    not set(KERNEL_LAYERS) <= set(confinement_layers()),
     reason="the kernel has no Landlock or no seccomp",
 )
 

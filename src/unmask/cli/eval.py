@@ -122,6 +122,8 @@ def eval(
     from unmask.evaluation.zero_shot import evaluate
     from unmask.model.store import cache_directory
 
+    if any(task.runs_programs for task in chosen.values()):
+        _warn_of_weak_confinement()
     with RunBar() as bar:
 
         def show(event: "EvaluationEvent") -> None:
@@ -134,6 +136,17 @@ def eval(
         return
     _print_report(report)
     print_note(f"every item, and the report: {out}")
+
+
+def _warn_of_weak_confinement() -> None:
+    from unmask.evaluation.tasks.execution import KERNEL_LAYERS, confinement_layers
+
+    missing = [layer for layer in KERNEL_LAYERS if layer not in confinement_layers()]
+    if missing:
+        print_note(
+            f"programs that the model writes will run here, without {' and '.join(missing)}, which this system lacks; "
+            "docs/evaluation.md says what that leaves open"
+        )
 
 
 def _print_tasks(tasks: "dict[str, Task]", *, json: bool) -> None:

@@ -100,7 +100,7 @@ def evaluate(
             observe(EvaluationEvent(name, done, len(items)))
         reports.append(TaskReport.of(name, task, [known[key] for key in keys]))
     transformer = model.denoiser.transformer
-    runs_programs = any(task.metric == "pass@1" for task in tasks.values())
+    runs_programs = any(task.runs_programs for task in tasks.values())
     report = EvaluationReport(
         settings,
         provenance(transformer.device, transformer.dtype),

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from unmask.evaluation.tasks import confinement
 
+KERNEL_LAYERS = ("landlock", "seccomp")
+"""The layers of `confinement` that a program cannot go round; not every system has them."""
+
 _REPORT_BYTES = 4096
 
 

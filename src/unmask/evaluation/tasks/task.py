@@ -28,3 +28,8 @@ class Task:
     metric: str
     load: Callable[[TaskData], Iterable[Item]]
     shots: int = 0
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether scoring runs what the model wrote."""
+        return self.kind in ("program", "infilling")
