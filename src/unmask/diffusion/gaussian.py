@@ -166,6 +166,21 @@ class Informed:
         return logits + self.process.evidence(noisy, gamma.expand(noisy.shape[:-1])).to(logits.dtype)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Reconsidered:
+    """A denoiser whose belief is its own first answer, as in training: two forwards, and a function of the noise alone.
+
+    So bounds and flows of self-conditioned networks are those of this denoiser, without approximation.
+    """
+
+    denoiser: GaussianDenoiser
+
+    def __call__(self, noisy: Tensor, gamma: Tensor, belief: Tensor | None = None, /) -> Tensor:
+        """Return logits (B, L, K) as a `GaussianDenoiser`; a belief that is given is not looked at."""
+        return self.denoiser(noisy, gamma, self.denoiser(noisy, gamma).softmax(-1))
+
+
 def log_alpha(gamma: Tensor) -> Tensor:
     """Return the logarithm of the signal's level."""
     return -F.softplus(gamma) / 2
