@@ -129,7 +129,7 @@ class Churn(GaussianSampler):
     def move(self, move: GaussianMove, *, forwards: int) -> Tensor:
         process, gamma, target = move.process, move.gamma, move.target
         _, high = process.schedule.ends()
-        back = torch.minimum(gamma + self.share * (gamma - target), high)
+        back = torch.minimum(gamma + self.share * (gamma - target), high.to(gamma))
         z = process.renoise(move.z, gamma, back, move.noise())
         return process.flow(z, move.predict(z, back), back, target)
 

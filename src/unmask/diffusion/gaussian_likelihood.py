@@ -26,8 +26,9 @@ def bound_draws(
 ) -> Tensor:
     """Draw an estimate of the bound on -log p of each clean row (B, L): (B,) float64, nats.
 
-    One forward, without a belief; times are stratified over the rows, so copies of one text make good use of them.
-    `scored` (B, L) bool: tokens that are noised and count, all unless given; the others are given.
+    One forward, without a belief (`Reconsidered` gives it one); times are stratified over the rows, so copies of one
+    text make good use of them. `scored` (B, L) bool: tokens that are noised and count, all unless
+    given; the others are given.
     """
     scored = torch.ones_like(x0, dtype=torch.bool) if scored is None else scored
     t = stratified_times(len(x0), generator).to(x0.device)
@@ -54,8 +55,8 @@ def flow_draws(
     p(z_0) needs the integral of the mean's divergence, which one random probe for each row estimates (Song et al.
     2020, arXiv 2011.13456; Hutchinson). Steps are those of Runge and Kutta, of fourth order and exact for a
     constant mean, between evenly spaced times, four forwards and backwards each; their error is not in the spread
-    of the draws. No belief: a divergence that takes it for a constant would be wrong. `scored`: as in
-    `bound_draws`.
+    of the draws. The denoiser is called without a belief; `Reconsidered` gives it one that is differentiated too.
+    `scored`: as in `bound_draws`.
     """
     scored = torch.ones_like(x0, dtype=torch.bool) if scored is None else scored
     free, shown = scored[..., None], given_rows(x0, process).detach()
