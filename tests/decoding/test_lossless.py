@@ -137,7 +137,7 @@ class RememberingDenoiser(Denoiser):
         time: Tensor | None = None,
         belief: Tensor | None = None,
     ) -> Draft:
-        assert (row, time, belief) == (0, None, None)
+        assert (row, belief) == (0, None)  # and the time says nothing: there are no ports
         answer = self._answer(cache, ("draft", tuple(pending), tuple(canvas.tolist()), start))
         assert isinstance(answer, Draft)
         return answer
