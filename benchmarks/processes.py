@@ -42,7 +42,7 @@ CASES = {
     "hybrid 0.2": [
         "objective.name=diffusion",
         "objective.process=hybrid:0.2",
-        "objective.schedule=polynomial:2",
+        "objective.schedule=polynomial:4",
         "objective.time_conditioning=true",
     ],
     "uniform": [
