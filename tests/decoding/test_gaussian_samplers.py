@@ -245,6 +245,15 @@ def test_no_churn_is_euler() -> None:
     torch.testing.assert_close(churned.tokens, plain.tokens)
 
 
+def test_churn_steps_back_but_for_the_last_forward() -> None:
+    process = Gaussian(SQUARE, LinearGamma(-4, 8))
+    watching = Watching(templates(), process)
+    tokens, free = torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool)
+    gaussian_sample(watching, process, tokens, free, Churn(0.5), steps=4, seeds=[0])
+    gammas = [float(gamma[0, 0]) for _, gamma, _ in watching.calls]
+    assert gammas == pytest.approx([8, 6.5, 3.5, -1])  # the first is at the end already
+
+
 def test_temperature_zero_writes_the_most_probable() -> None:
     table = Table(2, 1, torch.tensor([0.3, 0.7]).double())
     process = on_a_line(table, SCHEDULE)

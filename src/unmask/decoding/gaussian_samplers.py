@@ -48,7 +48,7 @@ class GaussianSampler(ABC):
 
     @abstractmethod
     def move(self, move: GaussianMove, *, forwards: int) -> Tensor:
-        """Return z at the move's target, in at most so many forwards and at least one."""
+        """Return z at the move's target, after one forward at least; `forwards` are left, this move's included."""
 
 
 GAUSSIAN_SAMPLERS: Registry[type[GaussianSampler]] = Registry(
@@ -117,7 +117,8 @@ class Churn(GaussianSampler):
     """Take a step back into fresh noise before every Euler step, so that earlier errors are forgotten.
 
     `share` of the move's length in gamma; 1 adds as much noise as ancestral sampling does, 0 none (the stochastic
-    sampler of EDM, arXiv 2206.00364, with noise in proportion to the grid).
+    sampler of EDM, arXiv 2206.00364, with noise in proportion to the grid). The last forward, which tokens are drawn
+    from, is made without.
     """
 
     share: float = 1.0
@@ -129,7 +130,8 @@ class Churn(GaussianSampler):
     def move(self, move: GaussianMove, *, forwards: int) -> Tensor:
         process, gamma, target = move.process, move.gamma, move.target
         _, high = process.schedule.ends()
-        back = torch.minimum(gamma + self.share * (gamma - target), high.to(gamma))
+        share = self.share if forwards > 1 else 0.0
+        back = torch.minimum(gamma + share * (gamma - target), high.to(gamma))
         z = process.renoise(move.z, gamma, back, move.noise())
         return process.flow(z, move.predict(z, back), back, target)
 
