@@ -33,6 +33,9 @@ def test_scores_as_a_table_and_as_json(unmask_command: Command, tiny_model: Path
     assert shown.status == 0, shown.err
     assert "acc_norm" in shown.out
     assert "2 of 1838" in shown.out
+    assert any(
+        line.startswith("lambada-written") and "exact_match" in line for line in shown.out.splitlines()
+    )
     assert str(tmp_path / "out") in shown.err
     printed = json.loads(unmask_command(*arguments, "--json").out)
     assert printed == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))

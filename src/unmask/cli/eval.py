@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from unmask.evaluation.tasks.task import Task
     from unmask.evaluation.zero_shot import EvaluationEvent, EvaluationReport
 
+_FILE_COLUMNS = 160
+
 
 def eval(
     model: OptionalModel = DEFAULT_MODEL,
@@ -171,22 +173,30 @@ def _print_tasks(tasks: "dict[str, Task]", *, json: bool) -> None:
         table.add_column(heading, no_wrap=heading == "task")
     for row in rows:
         table.add_row(*(Text(str(row[heading])) for heading in headings))
-    Console(highlight=False).print(table)
+    _print_table(table)
 
 
 def _print_report(report: "EvaluationReport") -> None:
     table = Table(box=None, pad_edge=False)
-    for heading in ("task", "items", "metric", "score", "tokens/forward"):
+    for heading in ("task", "items", "metric", "score", "forwards", "tokens/forward"):
         table.add_column(heading, no_wrap=True)
     for task in report.tasks:
-        per_forward = task.tokens_per_forward
         items = f"{task.num_items}" + ("" if task.num_items == task.of_items else f" of {task.of_items}")
-        head = (task.task, items), "" if per_forward is None else _with_error(per_forward)
+        per_forward = task.tokens_per_forward
+        speed = ("", "") if per_forward is None else (f"{task.num_forwards}", _with_error(per_forward))
         for index, (metric, score) in enumerate(task.scores.items()):
-            (name, count), speed = head if index == 0 else (("", ""), "")
+            name, count, *rest = (task.task, items, *speed) if index == 0 else ("",) * 4
             style = "bold" if metric == task.metric else ""
-            table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), speed)))
-    Console(highlight=False).print(table)
+            table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), *rest)))
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table, in full width where there is no terminal to fit it to."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_COLUMNS
+    console.print(table)
 
 
 def _with_error(score: "Average") -> str:
