@@ -34,7 +34,7 @@ from unmask.cli.arguments import (
 from unmask.cli.failure import Failure
 from unmask.cli.output import print_line, print_note, write_text
 from unmask.cli.request import decoding_options, opening
-from unmask.cli.session import open_model
+from unmask.cli.session import open_model, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
 
@@ -95,6 +95,7 @@ def chat(
         ignore_stop_tokens=ignore_stop_tokens,
     )
     language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    settle_threads()
     if language_model.tokenizer.chat_template is None:
         raise UsageError(f"{model} has no chat template", "use `unmask generate --raw`")
     conversation = opening(system)

@@ -24,7 +24,7 @@ from unmask.cli.arguments import (
 )
 from unmask.cli.output import print_json, print_line, progress_line
 from unmask.cli.request import decoding_options
-from unmask.cli.session import open_model, read_prompt
+from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import play, tokens_per_second
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def demo(
     prompt = read_prompt(prompt, None)
     modes = [options(mode) for mode in ("ar", "diffusion", "speculative")]
     language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    settle_threads()
     runs = _runs(language_model, prompt, modes)
     if json:
         print_json(_report(model, dtype, device, prompt, runs))

@@ -31,7 +31,7 @@ from unmask.cli.arguments import (
 )
 from unmask.cli.output import print_json
 from unmask.cli.request import decoding_options, opening
-from unmask.cli.session import open_model, read_prompt
+from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
 
@@ -98,6 +98,7 @@ def generate(
         ignore_stop_tokens=ignore_stop_tokens,
     )
     model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    settle_threads()
     head = opening(system)
     events = model.stream([*head, {"role": "user", "content": prompt}] if head else prompt, options, raw=raw)
     if json:

@@ -1,5 +1,6 @@
 """What comes before a command can run a model: the process made ready, the model opened, the prompt read."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +21,17 @@ def prepare_process() -> None:
 
     if (threads := thread_count()) is not None:
         torch.set_num_threads(threads)
+
+
+def settle_threads() -> None:
+    """Let torch decode with as many threads as are fastest just now, unless ``OMP_NUM_THREADS`` says how many."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+
+    from unmask.model.thread_probe import fastest_thread_count
+
+    torch.set_num_threads(fastest_thread_count(torch.get_num_threads()))
 
 
 def open_model(
