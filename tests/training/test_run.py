@@ -325,7 +325,11 @@ def run_processes(count: int, folder: Path, shards: Shards, *settings: str) -> N
         )
         for rank in range(count)
     ]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
 
 

@@ -10,12 +10,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.layout import Layout, Segment
 from unmask.model.transformer import Transformer
@@ -97,24 +98,37 @@ def tiny_config(*settings: str) -> TrainingConfig:
     return TrainingConfig.model_validate(content)
 
 
+class Network(nn.Module):
+    """A transformer, and a port that only some batches use."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.port = nn.Parameter(torch.zeros(transformer.config.hidden_size))
+
+
 @dataclass(frozen=True)
 class NextToken:
-    """The next-token loss, with a little noise on the embeddings so that the generator matters."""
+    """The next-token loss, in two parts, with noise.
 
-    transformer: Transformer
+    As under self-conditioning, half of the batches go through the model once more and use a port that others do not.
+    """
+
+    network: Network
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
-        lengths = [end - begin for begin, end in zip(batch.bounds, batch.bounds[1:], strict=False)]
-        embedded = self.transformer.embed_tokens(batch.tokens)
-        noise = torch.randn(embedded.shape, generator=generator, device=embedded.device)
-        hidden = self.transformer(embedded + 0.01 * noise, Layout([Segment(0, length) for length in lengths]))
-        is_target = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
-        is_target[list(batch.bounds[:-1])] = False
-        target = is_target.nonzero()[:, 0]
-        losses = F.cross_entropy(
-            self.transformer.logits(hidden[target - 1]), batch.tokens[target], reduction="sum"
-        )
-        return {"ar": LossSum(losses, batch.num_scored), "half": LossSum(losses / 2, batch.num_scored, 0.1)}
+        transformer = self.network.transformer
+        layout = Layout([Segment(0, end - begin) for begin, end in pairwise(batch.bounds)])
+        embedded = transformer.embed_tokens(batch.tokens)
+        embedded = embedded + 0.01 * torch.randn(embedded.shape, generator=generator)
+        if torch.rand((), generator=generator) < 0.5:
+            with torch.no_grad():
+                belief = transformer(embedded, layout)
+            embedded = embedded + belief * self.network.port
+        target = (~batch.given).nonzero()[:, 0]
+        logits = transformer.logits(transformer(embedded, layout)[target - 1])
+        loss = F.cross_entropy(logits, batch.tokens[target], reduction="sum")
+        return {"ar": LossSum(loss, batch.num_scored), "half": LossSum(loss / 2, batch.num_scored, 0.1)}
 
 
 def tiny_recipe(config: TrainingConfig, shards: Shards) -> Recipe:
@@ -123,13 +137,13 @@ def tiny_recipe(config: TrainingConfig, shards: Shards) -> Recipe:
     assert isinstance(config.model, NewModelTable)
     shape = config.model.transformer(shards.manifest.vocab_size, max_positions=config.data.length + 1)
     transformer = random_transformer(shape, generator)
+    network = Network(transformer)
 
     @torch.inference_mode()
     def sample(step: int) -> str:
         tokens = [shards.manifest.end_token_id]
         for _ in range(8):
-            packed = torch.tensor(tokens, device=transformer.norm.weight.device)
-            hidden = transformer(packed, Layout([Segment(0, len(tokens))]))
+            hidden = transformer(torch.tensor(tokens), Layout([Segment(0, len(tokens))]))
             tokens.append(int(transformer.logits(hidden[-1:]).argmax()))
         return shards.tokenizer().decode(tokens)
 
@@ -137,7 +151,7 @@ def tiny_recipe(config: TrainingConfig, shards: Shards) -> Recipe:
         folder.mkdir()
         save_file(dict(weights), folder / "model.safetensors")
 
-    return Recipe(transformer, NextToken(transformer), sample, export)
+    return Recipe(network, NextToken(network), sample, export)
 
 
 def train(

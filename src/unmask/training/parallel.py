@@ -54,29 +54,33 @@ class Workers:
             dist.barrier()
 
     def shard(self, module: nn.Module) -> nn.Module:
-        """Share a module's parameters out, in place, gathering those of each layer around its use (FSDP2).
+        """Share out, in place, a module's parameters, and with them gradients and optimiser state (FSDP2).
 
-        Gradients are averaged over the processes. The rest of the parameters are gathered for as long as `module`
-        itself runs, so what uses them must be called from its forward, or under `gathered`.
+        The module and its parts run under `gathered` only. Going back through a layer averages its gradients over the
+        processes, so all of them must go back through the same layers equally often.
         """
         if self.count > 1:
             mesh = init_device_mesh(self.device.type, (self.count,))
             for layer in [inner for inner in module.modules() if isinstance(inner, Layer)]:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(module, mesh=mesh)
+                fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+            fully_shard(module, mesh=mesh, reshard_after_forward=False).set_reshard_after_backward(False)
         return module
 
     @contextmanager
     def gathered(self, module: nn.Module) -> Iterator[None]:
-        """Let parts of a sharded module be used outside its forward; for inference only."""
-        if not isinstance(module, FSDPModule):
-            yield
-            return
-        module.unshard()
+        """Give every process all parameters of a sharded module for a while.
+
+        All at once and not layer by layer, since an objective may run the model once more in one process than in
+        another: for self-conditioning, or for a longer sample. Waiting for each other at every layer they would hang.
+        """
+        parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.unshard()
         try:
             yield
         finally:
-            module.reshard()
+            for part in parts:
+                part.reshard()
 
 
 def whole_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -99,12 +99,15 @@ class TrainingRun:
         numbers = range(self.step * per_step, (self.step + 1) * per_step)
         num_scored = sum(self._training.num_scored(number) for number in numbers)
         parts = []
-        for number in numbers[self.workers.rank :: self.workers.count]:
-            losses = self._forward("train", self._training, number)
-            optimised = torch.stack([loss.weight * loss.total for loss in losses.values()]).sum()
-            # Processes average their gradients; what is wanted is the sum.
-            torch.autograd.backward(optimised * (self.workers.count / num_scored))
-            parts.append({name: loss._replace(total=loss.total.detach()) for name, loss in losses.items()})
+        with self.workers.gathered(self.module):
+            for number in numbers[self.workers.rank :: self.workers.count]:
+                losses = self._forward("train", self._training, number)
+                optimised = torch.stack([loss.weight * loss.total for loss in losses.values()]).sum()
+                # Processes average their gradients; what is wanted is the sum.
+                torch.autograd.backward(optimised * (self.workers.count / num_scored))
+                parts.append(
+                    {name: loss._replace(total=loss.total.detach()) for name, loss in losses.items()}
+                )
         mean = LossMean.of(parts, self.workers)
         norm = self._clip(num_scored / mean.num_tokens)
         if not math.isfinite(mean.optimised) or not math.isfinite(norm):
@@ -263,11 +266,16 @@ class TrainingRun:
 
 
 class _Scored(nn.Module):
-    """A model inside its objective: the one module whose forward gathers the weights that processes share."""
+    """A model inside its objective, as the one module that processes share out."""
 
     def __init__(self, model: nn.Module, objective: TrainingObjective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, LossSum]:
-        return dict(self.objective(batch, generator))
+        losses = dict(self.objective(batch, generator))
+        # What this batch did not use has a gradient of zero and not none: processes must agree on who has one.
+        touched = [parameter.flatten()[0] for parameter in self.model.parameters() if parameter.requires_grad]
+        name, loss = next(iter(losses.items()))
+        losses[name] = loss._replace(total=loss.total + 0 * torch.stack(touched).sum())
+        return losses
