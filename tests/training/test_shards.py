@@ -141,6 +141,12 @@ def test_what_cannot_be_prepared_is_said_and_leaves_nothing(
     assert not [path for path in tmp_path.iterdir() if "shards" in path.name]
 
 
+def test_offline_no_dataset_is_fetched(tmp_path: Path) -> None:
+    config = PreparationConfig(("org/name",), "bytes")
+    with pytest.raises(UsageError, match="org/name is a dataset of the hub"):
+        prepare(config, tmp_path / "shards", lambda event: None, offline=True, say=lambda message: None)
+
+
 def test_without_the_library_tables_are_refused_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

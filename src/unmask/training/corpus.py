@@ -36,6 +36,12 @@ def read_corpus(source: str, column: str | None = None) -> Iterator[Record]:
             yield record
 
 
+def is_remote(source: str) -> bool:
+    """Say whether a source names a dataset of the hub: no file or folder, and of the form ``org/name``."""
+    path = Path(source)
+    return not path.exists() and not path.suffix and not path.is_absolute() and len(path.parts) == 2
+
+
 def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
     name = column or next((known for known in COLUMNS if known in row), COLUMNS[0])
     if name not in row:
@@ -62,7 +68,7 @@ def _is_message(value: object) -> bool:
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
     path = Path(source)
-    if not path.exists() and (path.suffix or source.count("/") != 1):
+    if not path.exists() and not is_remote(source):
         raise UsageError(
             f"{source} does not exist", "give a file, a folder, or a dataset org/name of the hub"
         )

@@ -12,7 +12,7 @@ from unmask.model.catalogue import find_card
 from unmask.model.checkpoint import Finder
 from unmask.model.store import cache_directory, writing_folder
 from unmask.tokenizer import TOKENIZER_FILE, Tokenizer
-from unmask.training.corpus import Record, read_corpus
+from unmask.training.corpus import Record, is_remote, read_corpus
 from unmask.training.shards import (
     MANIFEST_FILE,
     SHARD_TOKENS,
@@ -67,10 +67,13 @@ def prepare(
 ) -> Shards:
     """Write the shards of a corpus as a new folder, whole or not at all, and return them mapped.
 
-    `offline` and `say` (what takes long) are for a tokenizer that has to be fetched.
+    `offline` refuses to fetch datasets and tokenizers; `say` is told what takes long to fetch.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already", "name a new folder")
+    remote = [source for source in config.sources if is_remote(source)]
+    if offline and remote:
+        raise UsageError(f"{remote[0]} is a dataset of the hub", "leave out --offline, or give a file")
     with writing_folder(folder, remedy="free some space, or name another folder") as partial:
         tokenizer = _tokenizer(config, observe, offline=offline, say=say)
         end = tokenizer.eos_id
