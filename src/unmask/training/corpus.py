@@ -92,4 +92,5 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
         raise
     except Exception as error:  # a library over a dozen others: no narrower class holds them all
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"cannot read {source}: {reason}", "check that the file is whole") from error
+        remedy = "check the name and the network" if is_remote(source) else "check that the file is whole"
+        raise TrainingError(f"cannot read {source}: {reason}", remedy) from error
