@@ -24,8 +24,9 @@ demo: $(VENV)/installed
 	$(BIN)/unmask demo
 
 # Side by side, one thread each, but for the tests of the default model, which share its weights.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not model and not slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not model and not slow and not gpu"
 	$(BIN)/python -m pytest -q -m "model and not slow and not gpu"
 
 lint: $(VENV)/installed-dev
