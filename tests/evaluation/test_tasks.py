@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import pytest
 from packaged_tasks import FILES, HUMANEVAL, MBPP, choice_lines, packed, write_data
 
-from unmask.errors import CheckpointError, OfflineError, UsageError
+from unmask.errors import CheckpointError, DownloadError, OfflineError, UsageError
 from unmask.evaluation.scoring import (
     Gap,
     Generated,
@@ -142,10 +142,10 @@ def test_last_number(written: str, number: float | None) -> None:
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_solutions_pass_and_others_do_not(name: str, packaged: TaskData) -> None:
     key, docs = ("canonical_solution", HUMANEVAL) if name == "humaneval" else ("code", MBPP)
-    golds = [str(doc[key]) for doc in docs]
+    golds = ["\n" + str(doc[key]) for doc in docs]
     for item, gold in zip(load(name, packaged), golds, strict=True):
         assert item.score(text(gold)).scores == {"pass@1": 1}
-    failed = load(name, packaged)[0].score(text("    return None\n"))
+    failed = load(name, packaged)[0].score(text("\n    return None\n"))
     assert failed.scores == {"pass@1": 0}
     assert "Error" in failed.remark
 
@@ -154,9 +154,10 @@ def test_a_line_is_taken_out_of_a_solution(packaged: TaskData) -> None:
     items = load("humaneval-infilling", packaged)
     assert [item.id for item in items] == ["HumanEval/0/0", "HumanEval/0/2", "HumanEval/1/0"]
     (request,) = items[1].requests
-    head = HUMANEVAL[0]["prompt"] + "    total = a + b\n\n"
-    assert request == GenerationRequest(head, ("\n",), 64, Gap("\n", "    return total"))
-    assert [item.score(text("    return a + b")).scores["pass@1"] for item in items] == [1, 1, 0]
+    head = HUMANEVAL[0]["prompt"] + "    total = a + b"
+    assert request == GenerationRequest(head, (), 17, Gap("\n", "\n\n    return total"))
+    written = " \n    return a + b\n\n\nmore text"
+    assert [item.score(text(written)).scores["pass@1"] for item in items] == [1, 1, 0]
     assert all(
         item.score(text(item.requests[0].gap.removed)).scores["pass@1"] == 1  # type: ignore[union-attr]
         for item in items
@@ -259,3 +260,44 @@ def test_one_download_brings_all_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(load(name, fetching) for name in TASKS.names() if name not in PUZZLES)
     assert len(said) == 1
     assert not [path for path in fetching.cache.rglob("*") if path.suffix == ".whl"]
+
+
+@pytest.fixture(scope="module")
+def published() -> TaskData:
+    """The real sets, from the cache or the network; skips where neither has them."""
+    sets = TaskData()
+    try:
+        next(sets.documents("piqa/rc_0shot"))
+    except DownloadError as error:
+        pytest.skip(str(error))
+    return sets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TASKS.names() if name not in PUZZLES])
+def test_the_published_sets_are_whole(name: str, published: TaskData) -> None:
+    items = load(name, published)
+    assert len({item.id for item in items}) == len(items) == TASKS.get(name).num_items
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "humaneval-infilling"])
+def test_every_published_solution_passes(name: str, published: TaskData) -> None:
+    humaneval = {
+        line["doc"]["task_id"]: f"\n{line['doc']['canonical_solution']}"
+        for line in published.documents("codex_humaneval/gold_bpb_0shot")
+    }
+    mbpp = {
+        str(line["doc"]["task_id"]): line["doc"]["code"]
+        for line in published.documents("codex_mbpp/gold_bpb_0shot")
+    }
+    failed = {}
+    for item in load(name, published):
+        (request,) = item.requests
+        assert isinstance(request, GenerationRequest)
+        gold = request.gap.removed if request.gap else {**humaneval, **mbpp}[item.id]
+        scored = item.score(text(gold))
+        if not scored.scores["pass@1"]:
+            failed[item.id] = scored.remark
+    assert failed == {}

@@ -120,12 +120,16 @@ class WrittenAnswer:
 
 @dataclass(frozen=True)
 class Program:
-    """Code to complete: "pass@1" if the program with it in the place between `head` and `tail` runs to its end."""
+    """Code to complete: "pass@1" if the program with it in the place between `head` and `tail` runs to its end.
+
+    `part`: what of the written text is the answer, all of it unless given.
+    """
 
     id: str
     request: GenerationRequest
     head: str
     tail: str
+    part: Callable[[str], str] = str
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -134,7 +138,7 @@ class Program:
 
     def score(self, answers: Sequence[Answer]) -> Scored:
         """Run the program, locked down."""
-        outcome = run_program(self.head + _text(answers) + self.tail)
+        outcome = run_program(self.head + self.part(_text(answers)) + self.tail)
         return Scored({"pass@1": float(outcome.passed)}, outcome.reason)
 
 

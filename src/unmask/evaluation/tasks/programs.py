@@ -1,5 +1,6 @@
 """Tasks whose answer is code that is run."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,6 @@ from unmask.evaluation.tasks.item import Item, Program
 from unmask.evaluation.tasks.task import Task
 
 MAX_TOKENS = 512
-MAX_LINE_TOKENS = 64
 
 _TOP_LEVEL = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a function has ended: HumanEval's stops (Chen et al. 2021, arXiv 2107.03374)."""
@@ -23,8 +23,9 @@ def _check(doc: dict[str, Any]) -> str:
 def _humaneval(data: TaskData) -> Iterator[Item]:
     for line in data.documents("codex_humaneval/gold_bpb_0shot"):
         doc = line["doc"]
-        request = GenerationRequest(doc["prompt"], _TOP_LEVEL, MAX_TOKENS)
-        yield Program(doc["task_id"], request, doc["prompt"], _check(doc))
+        # Many tokenizers join a line feed with the spaces behind it, so a prompt that ends in one is strange text.
+        prompt = doc["prompt"].rstrip()
+        yield Program(doc["task_id"], GenerationRequest(prompt, _TOP_LEVEL, MAX_TOKENS), prompt, _check(doc))
 
 
 def _infilling(data: TaskData) -> Iterator[Item]:
@@ -32,13 +33,24 @@ def _infilling(data: TaskData) -> Iterator[Item]:
     for line in data.documents("codex_humaneval/gold_bpb_0shot"):
         doc = line["doc"]
         lines = doc["canonical_solution"].split("\n")
-        for index, removed in enumerate(lines):
-            if not removed.strip():
+        for index, own in enumerate(lines):
+            if not own.strip():
                 continue
-            head = doc["prompt"] + "".join(f"{kept}\n" for kept in lines[:index])
+            before = doc["prompt"] + "".join(f"{kept}\n" for kept in lines[:index])
             after = "".join(f"\n{kept}" for kept in lines[index + 1 :])
-            request = GenerationRequest(head, ("\n",), MAX_LINE_TOKENS, Gap(after, removed))
-            yield Program(f"{doc['task_id']}/{index}", request, head, after + _check(doc))
+            head = before.rstrip()
+            removed = before[len(head) :] + own
+            # Room for a line of any tokenizer, and little more: nothing that is written tells when a line ends.
+            max_tokens = len(removed.encode()) // 2 + 8
+            request = GenerationRequest(head, (), max_tokens, Gap(after, removed))
+            yield Program(f"{doc['task_id']}/{index}", request, head, after + _check(doc), first_line)
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text that is not blank, with all the space before it."""
+    found = re.match(r"\s*[^\n]*", text)
+    assert found is not None  # it may be empty
+    return found[0]
 
 
 def _mbpp(data: TaskData) -> Iterator[Item]:
