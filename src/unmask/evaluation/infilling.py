@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from unmask.decoding.candidates import Shape
+from unmask.decoding.gaussian_samplers import GaussianSampler
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import Unmask
 from unmask.decoding.sampling import sample
 from unmask.evaluation.canvas_after import CanvasAfter
+from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser
 
 
@@ -29,8 +31,9 @@ def fill(
     What comes before is the causal stream, what comes after stands given on the canvas; a full-attention model sees the
     whole both ways. `options`: resolved, of mode diffusion; `num_steps` is for the whole gap.
     """
-    assert denoiser.process is not None  # mode diffusion
     sampler = options.sampler
+    if denoiser.process is None or isinstance(sampler, GaussianSampler):
+        raise UsageError("gaps cannot be filled by a model of continuous noise yet", "choose other tasks")
     if sampler is None:
         assert options.rule is not None  # resolve
         sampler = Unmask(options.rule)
