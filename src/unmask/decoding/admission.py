@@ -2,13 +2,8 @@
 
 from collections.abc import Sequence
 
-from unmask.decoding.gaussian_samplers import (
-    GAUSSIAN_SAMPLERS,
-    GaussianAncestral,
-    GaussianSampler,
-    Multistep,
-)
-from unmask.decoding.options import AnySampler, Options
+from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS, GaussianAncestral, GaussianSampler
+from unmask.decoding.options import DEFAULT_GAUSSIAN_SAMPLER, AnySampler, Options
 from unmask.decoding.samplers import Ancestral
 from unmask.diffusion.masked import Masked
 from unmask.errors import UsageError
@@ -67,7 +62,7 @@ def gaussian_sampler(options: Options) -> GaussianSampler:
         )
     match options.sampler:
         case None:
-            return Multistep()
+            return DEFAULT_GAUSSIAN_SAMPLER
         case Ancestral():  # one name for one idea
             return GaussianAncestral()
         case GaussianSampler():
@@ -81,5 +76,5 @@ def gaussian_sampler(options: Options) -> GaussianSampler:
 def default_sampler(denoiser: Denoiser) -> AnySampler | None:
     """Return what fills canvases of a model that no rule can decode, for its tokens are never simply open."""
     if denoiser.vectors is not None:
-        return Multistep()
+        return DEFAULT_GAUSSIAN_SAMPLER
     return None if denoiser.process is None or isinstance(denoiser.process, Masked) else Ancestral()

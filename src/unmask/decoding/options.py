@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from unmask.decoding.gaussian_samplers import GaussianSampler
+from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
 from unmask.errors import UsageError
@@ -15,6 +15,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEFAULT_BLOCK_LENGTH = 8
 DEFAULT_RULE = Threshold()
+DEFAULT_GAUSSIAN_SAMPLER = Multistep()
 DEFAULT_GAUSSIAN_STEPS = 64
 
 AnySampler = Sampler | GaussianSampler
