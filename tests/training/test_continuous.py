@@ -15,6 +15,7 @@ from tiny_models import byte_tokenizer
 from tiny_training import CONFIG
 from torch import Tensor
 
+from command_line import Command
 from unmask.config import RopeConfig, TransformerConfig
 from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS
 from unmask.decoding.gaussian_sampling import gaussian_sample
@@ -301,6 +302,22 @@ def test_self_conditioning_can_guide() -> None:
         led = confidence(Guided(informed, forgetful, weight))
         torch.testing.assert_close(led, confidence(same), rtol=0, atol=1e-4)
     assert not torch.allclose(confidence(forgetful), confidence(informed), atol=1e-3)
+
+
+def test_the_command_line_shows_it_sharpen(unmask_command: Command, tmp_path: Path) -> None:
+    exported(learner(), tmp_path / "model")
+    words = ("generate", tmp_path / "model", "the", "--raw", "--mode", "diffusion", "--max-tokens", "6")
+    short = ("--num-steps", "3", "--sampler", "churn:0.5", "--ignore-stop-tokens")
+    done = unmask_command(*words, *short, "--json", "--dtype", "bfloat16")
+    assert done.status == 0, done.err
+    assert len(json.loads(done.out)["token_ids"]) == 6
+    watched = unmask_command(*words, *short, "--watch")
+    assert watched.status == 0, watched.err
+    assert [number in watched.out for number in ("   3 denoise", "   4 denoise")] == [True, False]
+    assert watched.err.startswith("6 tokens, 3 decode forwards (3 with prefill)")
+    refused = unmask_command(*words, "--rule", "threshold:0.9")
+    assert refused.status == 2
+    assert "needs masks, this model's noise is Gaussian" in refused.err
 
 
 def test_tasks_see_a_continuous_model(tmp_path: Path) -> None:

@@ -65,9 +65,7 @@ class TokenVectors(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the weights to `folder`; raise OSError when it cannot be written."""
-        partial = folder / f"{WEIGHTS_FILE}.partial"
-        partial.write_bytes(save(self.state_dict()))
-        partial.replace(folder / WEIGHTS_FILE)
+        (folder / WEIGHTS_FILE).write_bytes(save(self.state_dict()))
 
     @classmethod
     def load(cls, folder: Path, hidden_size: int, schedule: str) -> "TokenVectors":
