@@ -371,7 +371,7 @@ def test_a_chain_is_learnt() -> None:
         conditioning=ports,
         vectors=vectors,
     )
-    objective = ContinuousObjective(denoiser, vectors, belief_share=0.5)
+    objective = ContinuousObjective(denoiser, belief_share=0.5)
     network = torch.nn.ModuleList([transformer, vectors, ports])
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.0)
     held_out = chain.sample(64, 12, generator)

@@ -9,7 +9,6 @@ from torch import Tensor
 from unmask.diffusion.gaussian import Informed
 from unmask.diffusion.gaussian_objective import gaussian_loss
 from unmask.diffusion.objective import Weighting
-from unmask.model.continuous import TokenVectors
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.loss import LossSum
@@ -29,7 +28,6 @@ class ContinuousObjective:
     """
 
     denoiser: Denoiser
-    vectors: TokenVectors
     weighting: Weighting = "bound"
     belief_share: float = 0.0
     schedule_weight: float = 1.0
@@ -52,7 +50,7 @@ class ContinuousObjective:
             rows[inside] = logits
             return rows
 
-        process = self.vectors.process()
+        process = self.denoiser.informed().process
         loss = gaussian_loss(
             Informed(network, process),
             clean,
@@ -63,7 +61,7 @@ class ContinuousObjective:
             belief_share=self.belief_share,
         )
         losses = {DIFFUSION: LossSum(loss.total, loss.num_tokens)}
-        if next(self.vectors.schedule.parameters(), None) is not None:
+        if next(process.schedule.parameters(), None) is not None:
             fit = loss.fit.to(loss.total.dtype) * loss.num_tokens
             losses[SCHEDULE] = LossSum(fit, loss.num_tokens, self.schedule_weight)
         return losses

@@ -91,7 +91,12 @@ class Learner:
         )
         objective: TrainingObjective
         if isinstance(table, ContinuousTable):
-            objective = _continuous_objective(table, denoiser)
+            objective = ContinuousObjective(
+                denoiser,
+                weighting=table.weighting,
+                belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
+                schedule_weight=table.schedule_weight,
+            )
         else:
             objective = Objective(denoiser, denoiser.predicts_next, noise)
         card = _card(config, denoiser, tokenizer, base)
@@ -174,17 +179,6 @@ def _ports(
         config.hidden_size, generator, time=has_time, belief=table.self_conditioning
     )
     return ports, vectors
-
-
-def _continuous_objective(table: ContinuousTable, denoiser: Denoiser) -> ContinuousObjective:
-    assert denoiser.vectors is not None
-    return ContinuousObjective(
-        denoiser,
-        denoiser.vectors,
-        weighting=table.weighting,
-        belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
-        schedule_weight=table.schedule_weight,
-    )
 
 
 def widened(transformer: Transformer, vocab_size: int, *, untie: bool = False) -> Transformer:
