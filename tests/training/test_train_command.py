@@ -39,8 +39,9 @@ def make(unmask_command: Command, corpus: Path) -> None:
             "objective.block_lengths=[4]",
             "optimizer.name=muon",
         ),
+        ("objective.name=continuous", "run.dtype=bfloat16"),
     ],
-    ids=["ar", "diffusion", "joint"],
+    ids=["ar", "diffusion", "joint", "continuous"],
 )
 def test_from_text_to_a_model_that_generates(
     unmask_command: Command, corpus: Path, settings: tuple[str, ...]
@@ -64,7 +65,8 @@ def test_from_text_to_a_model_that_generates(
     assert [record["step"] for record in report["held_out"]] == [0, 2]
     assert report["model"] == "run/step-00000002/model"
     assert "after 2 steps it writes:" in done.err
-    mode = "diffusion" if "objective.name=diffusion" in settings else "ar"
+    has_next = not {"objective.name=diffusion", "objective.name=continuous"} & set(settings)
+    mode = "ar" if has_next else "diffusion"
     written = unmask_command(
         "generate", report["model"], "the", "--raw", "--mode", mode, "--max-tokens", "6", "--json"
     )

@@ -65,6 +65,10 @@ def test_defaults_follow_from_what_is_given(file: Path) -> None:
         (["model.num_heads=16"], "head_size=1 must be even"),
         (["model.num_kv_heads=3"], "num_heads=2 is not a multiple of num_kv_heads=3"),
         (["run.forward_tokens=24"], "run.forward_tokens=24 must exceed data.length=24"),
+        (
+            ["objective.name=continuous", "objective.block_lengths=[4]"],
+            "objective.block_lengths has no meaning when objective.name is 'continuous'",
+        ),
         (["run=3"], "'run=3' is not of the form table.key=value"),
         (["run.steps"], "not of the form"),
     ],
@@ -79,7 +83,7 @@ def test_what_does_not_belong_is_refused(file: Path, settings: list[str], words:
     [
         ("[data]", "[data", "is not TOML"),
         ("hidden_size = 16", "", "model.hidden_size is missing"),
-        ('name = "ar"', "", r"objective.name is missing \(choose from ar, diffusion, joint\)"),
+        ('name = "ar"', "", r"objective.name is missing \(choose from ar, diffusion, joint, continuous\)"),
         ("[run]", "[walk]", "run is missing"),
         ("[model]", "model = 3\n[models]", "model: Input should be a valid dictionary"),
     ],

@@ -46,7 +46,8 @@ SamplerOption = Annotated[
     str | None,
     typer.Option(
         help="diffusion, in the place of a rule: what becomes of the canvas after each forward: ancestral, "
-        "remdm-cap:0.02, predictor-corrector, renoise, ... (docs/sampling.md).",
+        "remdm-cap:0.02, predictor-corrector, renoise, ... (docs/sampling.md); of a continuous model multistep, euler, "
+        "heun, churn:1, ancestral (docs/continuous.md).",
         metavar="SAMPLER",
     ),
 ]
@@ -54,7 +55,11 @@ BlockLengthOption = Annotated[
     int | None, typer.Option(help="diffusion, speculative: most open positions at a time.", metavar="N")
 ]
 NumStepsOption = Annotated[
-    int | None, typer.Option(help="diffusion: most denoise forwards per block.", metavar="N")
+    int | None,
+    typer.Option(
+        help="diffusion: most denoise forwards per block; a continuous model makes so many, 64 unless given.",
+        metavar="N",
+    ),
 ]
 MaxTokensOption = Annotated[int, typer.Option(help="Most tokens to write.", metavar="N")]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", metavar="T")]

@@ -21,6 +21,8 @@ COLOURS = ("cyan", "green", "yellow", "magenta", "bright_blue", "bright_red")
 """A token has the colour of the forward that decided it, so neighbours of one colour were decided together."""
 
 _TAIL_CHARACTERS = 72
+_DARKEST, _NUM_GREYS = 237, 12
+SURE = 0.95
 
 
 class GrowingText:
@@ -40,7 +42,7 @@ class GrowingText:
         """Print what a snapshot adds."""
         if snapshot.phase == "draft":
             return  # proposals
-        canvas = snapshot.canvas
+        canvas = () if snapshot.confidence else snapshot.canvas  # proposals too, of a continuous model
         num_leading = next((place for place, token in enumerate(canvas) if token is None), len(canvas))
         tokens = (*snapshot.token_ids, *canvas[:num_leading])
         for token in tokens[self._num_tokens :]:
@@ -78,6 +80,8 @@ class GrowingText:
 class FillingCanvas:
     """Shows decided tokens in the colour of their forward, drafts dim, open positions as shaded boxes.
 
+    The tokens of a continuous model are never open; the more probable, the brighter.
+
     On a terminal the picture stays in place; elsewhere every forward prints a line.
     """
 
@@ -114,7 +118,10 @@ class FillingCanvas:
                 text.append(OPEN * 2, style="dim")
                 continue
             is_proposal = snapshot.phase == "draft" and place >= len(snapshot.token_ids)
-            text.append(harmless(stream.push(token)), style="dim italic" if is_proposal else colour(step))
+            style = "dim italic" if is_proposal else colour(step)
+            if snapshot.confidence and place >= len(snapshot.token_ids):
+                style = brightness(snapshot.confidence[place - len(snapshot.token_ids)])
+            text.append(harmless(stream.push(token)), style=style)
         return text
 
     def finish(self, generation: "Generation") -> None:
@@ -141,6 +148,11 @@ def open_view(model: "LanguageModel", options: "Options", *, watch: bool) -> "Gr
 def colour(step: int | None) -> str:
     """Return the style of a token decided by decode forward `step`; the first token, from the prefill, is plain."""
     return "" if not step else COLOURS[step % len(COLOURS)]
+
+
+def brightness(confidence: float) -> str:
+    """Return the style of a token that its model gives this probability: grey, and plain once it is all but sure."""
+    return "" if confidence > SURE else f"color({_DARKEST + round(_NUM_GREYS * confidence)})"
 
 
 def play(events: Iterable["Event"], view: GrowingText | FillingCanvas | None = None) -> "Generation":

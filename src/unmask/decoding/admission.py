@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from unmask.decoding.options import Options
-from unmask.decoding.sampler import Sampler
+from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS, GaussianAncestral, GaussianSampler
+from unmask.decoding.options import DEFAULT_GAUSSIAN_SAMPLER, AnySampler, Options
 from unmask.decoding.samplers import Ancestral
 from unmask.diffusion.masked import Masked
 from unmask.errors import UsageError
@@ -16,12 +16,19 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     Raises UsageError for a mode the model does not have, and for a prompt or stop tokens that it cannot take.
     """
     config = denoiser.transformer.config
-    if options.mode != "ar" and denoiser.mask_token_id is None and denoiser.process is None:
+    if denoiser.vectors is not None and options.mode == "diffusion":
+        gaussian_sampler(options)
+    elif options.mode != "ar" and denoiser.mask_token_id is None and denoiser.process is None:
         raise UsageError(
             f"mode {options.mode!r}: this model has no mask token",
             "use mode 'ar', or convert the model first",
         )
-    if options.sampler is not None and denoiser.process is None:
+    elif isinstance(options.sampler, GaussianSampler):
+        raise UsageError(
+            f"sampler {options.sampler} needs Gaussian noise, this model's noise is on tokens",
+            "choose another, or leave it out",
+        )
+    elif options.sampler is not None and denoiser.process is None:
         raise UsageError(f"sampler {options.sampler}: the noise of this model is not known", "give a rule")
     if options.mode == "speculative" and denoiser.mask_token_id is None:
         raise UsageError("mode 'speculative': drafts are masks, and this model has none", "use mode 'ar'")
@@ -46,6 +53,28 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     return min(options.max_tokens, config.max_positions - len(prompt_ids))
 
 
-def default_sampler(denoiser: Denoiser) -> Sampler | None:
+def gaussian_sampler(options: Options) -> GaussianSampler:
+    """Return what fills the canvases of a continuous model; UsageError for a rule, and for a sampler of tokens."""
+    if options.rule is not None:
+        raise UsageError(
+            f"rule {options.rule} needs masks, this model's noise is Gaussian",
+            "leave it out, or give a sampler",
+        )
+    match options.sampler:
+        case None:
+            return DEFAULT_GAUSSIAN_SAMPLER
+        case Ancestral():  # one name for one idea
+            return GaussianAncestral()
+        case GaussianSampler():
+            return options.sampler
+    raise UsageError(
+        f"sampler {options.sampler} needs noise on tokens, this model's noise is Gaussian",
+        f"choose from {', '.join(GAUSSIAN_SAMPLERS.names())}",
+    )
+
+
+def default_sampler(denoiser: Denoiser) -> AnySampler | None:
     """Return what fills canvases of a model that no rule can decode, for its tokens are never simply open."""
+    if denoiser.vectors is not None:
+        return DEFAULT_GAUSSIAN_SAMPLER
     return None if denoiser.process is None or isinstance(denoiser.process, Masked) else Ancestral()

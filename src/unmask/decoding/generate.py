@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unmask.decoding.admission import admit, default_sampler
+from unmask.decoding.admission import admit, default_sampler, gaussian_sampler
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.decoding.canvas import Canvas
 from unmask.decoding.decision import Drift, decide
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sampling
+from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
 from unmask.decoding.sampler import Sampler
 from unmask.decoding.samplers import Unmask
-from unmask.decoding.sampling import sampling
+from unmask.decoding.sampling import Sampled, sampling
 from unmask.decoding.speculation import accept
 from unmask.decoding.transcript import FinishReason, Transcript
 from unmask.diffusion.denoising import DenoiserFunction
@@ -36,7 +37,8 @@ class Snapshot:
 
     `token_ids`: what was decided before the canvas. `canvas`: the tokens after them, `None` where open; after
     a draft they are proposals. `decided_at`: for both together, the decode forward that decided each (0 for
-    the prefill).
+    the prefill). `confidence`: of the canvas of a continuous model, whose tokens are the most probable ones so far,
+    their probabilities; empty for other models.
     """
 
     phase: Phase
@@ -44,6 +46,7 @@ class Snapshot:
     canvas: tuple[int | None, ...]
     decided_at: tuple[int | None, ...]
     num_forwards: int
+    confidence: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ def _diffusion(request: "_Request") -> Iterator[Snapshot]:
     """
     transcript = request.transcript
     fill = _by_rule if request.sampler is None else _by_sampler
+    if request.denoiser.vectors is not None:
+        fill = _by_gaussian
     while not transcript.is_finished:
         start = request.num_decided
         tokens = yield from fill(request, start)
@@ -210,16 +215,11 @@ def _by_rule(request: "_Request", start: int) -> Generator[Snapshot, None, Tenso
 
 def _by_sampler(request: "_Request", start: int) -> Generator[Snapshot, None, Tensor]:
     """Run the sampler on a canvas of noise; nothing is decided before it ends. Return the canvas's tokens."""
-    transcript, options, denoiser = request.transcript, request.options, request.denoiser
-    process, sampler = denoiser.process, request.sampler
+    options, process, sampler = request.options, request.denoiser.process, request.sampler
     assert process is not None  # admit
     assert sampler is not None
-    assert options.block_length is not None  # resolve
-    length = min(options.block_length, transcript.room)
-    num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
-    given = torch.tensor(request.decided if denoiser.full_attention else [], dtype=torch.int64)
-    tokens = torch.cat([given, torch.zeros(length, dtype=torch.int64)])[None]
-    free = torch.arange(tokens.shape[1])[None] >= len(given)
+    tokens, free = request.free_canvas()
+    length = int(free.sum())
     states = sampling(
         request.denoise(start),
         process,
@@ -228,19 +228,50 @@ def _by_sampler(request: "_Request", start: int) -> Generator[Snapshot, None, Te
         sampler,
         steps=options.num_steps or length,
         seeds=(options.seed,),
-        shape=Shape(options.temperature, options.top_k, options.top_p),
-        start=start - len(given),
+        shape=request.shape,
+        start=start + length - tokens.shape[1],
     )
+
+    def is_open(state: Sampled) -> Tensor:
+        return process.is_masked(state.tokens) if process.masks else state.noisy
+
+    return (yield from _follow(request, states, length, is_open))
+
+
+def _by_gaussian(request: "_Request", start: int) -> Generator[Snapshot, None, Tensor]:
+    """Let a whole canvas of a continuous model sharpen out of noise; what is shown before the end are proposals."""
+    options, denoiser = request.options, request.denoiser.informed()
+    tokens, free = request.free_canvas()
+    device = request.denoiser.transformer.device
+    states = gaussian_sampling(
+        denoiser,
+        denoiser.process,
+        tokens.to(device),
+        free.to(device),
+        gaussian_sampler(options),
+        steps=options.num_steps or DEFAULT_GAUSSIAN_STEPS,
+        seeds=(options.seed,),
+        shape=request.shape,
+    )
+    return (yield from _follow(request, states, int(free.sum()), lambda state: torch.zeros_like(state.noisy)))
+
+
+def _follow(
+    request: "_Request", states: Iterator[Sampled], length: int, is_open: Callable[[Sampled], Tensor]
+) -> Generator[Snapshot, None, Tensor]:
+    """Show and count every forward of a sampler; decide the last `length` tokens of the row it ends with."""
+    transcript = request.transcript
+    num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
     for state in states:
         request.num_forwards += int(state.num_forwards) - (request.num_decode_forwards - num_forwards)
         request.num_decode_forwards = num_forwards + int(state.num_forwards)
-        written, noisy, steps = (
-            part[0, len(given) :] for part in (state.tokens, state.noisy, state.decided_at)
+        written, unsure, steps = (
+            part[0, -length:] for part in (state.tokens, is_open(state), state.decided_at)
         )
-        is_open = process.is_masked(written) if process.masks else noisy
-        canvas = Canvas(written, is_open, steps + num_forwards)
+        canvas = Canvas(written, unsure, steps.clamp_min(1) + num_forwards)
         if int(state.num_forwards):
-            yield request.snapshot("denoise", canvas, num_before)
+            confidence = state.confidence[0, -length:].tolist() if isinstance(state, Sharpened) else ()
+            yield replace(request.snapshot("denoise", canvas, num_before), confidence=tuple(confidence))
     for token, step in zip(written.tolist(), canvas.decided_at.tolist(), strict=True):
         transcript.append(token, step)
     return written
@@ -341,10 +372,15 @@ class _Request:
         return len(self.prompt_ids) + len(self.transcript.token_ids)
 
     @property
+    def shape(self) -> Shape:
+        """How the model's laws are cut."""
+        return Shape(self.options.temperature, self.options.top_k, self.options.top_p)
+
+    @property
     def sampler(self) -> Sampler | None:
         """What fills the canvases, where the loop by rule does not: it needs masks, and a causal stream."""
         options, denoiser = self.options, self.denoiser
-        if options.sampler is not None:
+        if isinstance(options.sampler, Sampler):
             return options.sampler
         if denoiser.full_attention or denoiser.mask_token_id is None:
             return None if options.rule is None else Unmask(options.rule)
@@ -355,6 +391,14 @@ class _Request:
         assert self.options.block_length is not None  # resolve
         assert self.denoiser.mask_token_id is not None  # open
         return Canvas.blank(min(self.options.block_length, room), self.denoiser.mask_token_id)
+
+    def free_canvas(self) -> tuple[Tensor, Tensor]:
+        """Return a row (1, L) of free tokens, and which ones are free: what a whole sequence shows before is given."""
+        assert self.options.block_length is not None  # resolve
+        length = min(self.options.block_length, self.transcript.room)
+        given = self.decided if self.denoiser.full_attention else []
+        tokens = torch.tensor([*given, *[0] * length])[None]
+        return tokens, torch.arange(tokens.shape[1])[None] >= len(given)
 
     def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
         """Run tokens after the prompt from `start` on: (num_heads, V) logits."""

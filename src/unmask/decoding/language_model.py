@@ -6,15 +6,15 @@ from typing import Literal
 
 from unmask.decoding.admission import default_sampler
 from unmask.decoding.generate import Event, Generation, stream
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.options import AnySampler, Mode, Options
 from unmask.decoding.rules import RULES, Rule
-from unmask.decoding.sampler import Sampler
 from unmask.decoding.samplers import parse_sampler
 from unmask.diffusion.process import PROCESSES, Process, build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.errors import UsageError
 from unmask.model.catalogue import ModelCard
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
+from unmask.model.continuous import GAUSSIAN
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import tune_allocator
 from unmask.tokenizer import Message
@@ -41,6 +41,7 @@ class LanguageModel:
             full_attention=card.attention == "full",
             process=_process(card, vocab_size),
             conditioning=checkpoint.conditioning,
+            vectors=checkpoint.vectors,
         )
 
     def generate(
@@ -51,7 +52,7 @@ class LanguageModel:
         max_tokens: int = 256,
         block_length: int | None = None,
         rule: Rule | str | None = None,
-        sampler: Sampler | str | None = None,
+        sampler: AnySampler | str | None = None,
         num_steps: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -122,8 +123,10 @@ class LanguageModel:
 
 
 def _process(card: ModelCard, vocab_size: int) -> Process | None:
-    """Return the noise that a model was trained on, `None` for a model that has only next tokens."""
+    """Return the noise on tokens that a model was trained on, `None` where it has only next tokens or vectors."""
     mask = card.mask_token_id
+    if card.process == GAUSSIAN:
+        return None
     if mask is None and PROCESSES.get(card.process.partition(":")[0]).masks:
         return None
     num_tokens = vocab_size - 1 if mask == vocab_size - 1 else vocab_size

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
 from unmask.errors import UsageError
@@ -14,6 +15,10 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEFAULT_BLOCK_LENGTH = 8
 DEFAULT_RULE = Threshold()
+DEFAULT_GAUSSIAN_SAMPLER = Multistep()
+DEFAULT_GAUSSIAN_STEPS = 64
+
+AnySampler = Sampler | GaussianSampler
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,10 @@ class Options:
     `max_tokens`: most tokens to generate; the context's end may come first.
     `block_length` (diffusion, speculative): most open positions on the canvas.
     `rule` (diffusion): which open positions to commit after a forward.
-    `sampler` (diffusion), in the place of a rule: what becomes of the canvas after each forward.
+    `sampler` (diffusion), in the place of a rule: what becomes of the canvas after each forward; of a continuous
+    model a `GaussianSampler`.
     `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
-    them.
+    them, and a continuous model makes exactly so many, 64 unless given.
     `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p` cut the tempered law. A greedy choice
     survives every cut.
     `seed`: of all noise. `stop`: strings that end the text. `stop_token_ids`: tokens that do; `()` for none.
@@ -38,7 +44,7 @@ class Options:
     max_tokens: int = 256
     block_length: int | None = None
     rule: Rule | None = None
-    sampler: Sampler | None = None
+    sampler: AnySampler | None = None
     num_steps: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -68,7 +74,7 @@ class Options:
             "must be a Rule; RULES.parse reads a text",
         )
         self._check(
-            self.sampler is None or isinstance(self.sampler, Sampler),
+            self.sampler is None or isinstance(self.sampler, AnySampler),
             "sampler",
             "must be a Sampler; parse_sampler reads a text",
         )
@@ -95,7 +101,7 @@ class Options:
         )
 
     def resolve(
-        self, *, block_length: int | None, stop_token_ids: tuple[int, ...], sampler: Sampler | None = None
+        self, *, block_length: int | None, stop_token_ids: tuple[int, ...], sampler: AnySampler | None = None
     ) -> "Options":
         """Return these options with what was not given taken from the model, or else from the defaults.
 

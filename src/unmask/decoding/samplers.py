@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.decoding.candidates import Shape
 from unmask.decoding.decision import Confidence, decide
+from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS, GaussianSampler
 from unmask.decoding.rules import RULES, EntropyBound, Rule
 from unmask.decoding.sampler import Kernel, Look, Move, Sampler, Step, share_time
 from unmask.diffusion.masked import Masked
@@ -29,17 +30,22 @@ SAMPLERS: Registry[type[Sampler]] = Registry("sampler", group="unmask.samplers")
 """Sampler classes by the name that `parse_sampler` knows them by; each is a dataclass of numbers with defaults."""
 
 
-def parse_sampler(text: str) -> Sampler:
-    """Build what a text such as ``ancestral`` or ``remdm-cap:0.02`` means; a rule's text means unmasking by that rule.
+def parse_sampler(text: str) -> Sampler | GaussianSampler:
+    """Build what a text such as ``ancestral`` or ``euler`` means; a rule's text means unmasking by that rule.
 
-    Raises UsageError for a name that is neither, and for wrong numbers.
+    What both kinds of noise have is the sampler of tokens (`gaussian_sampler` makes it the other). Raises UsageError
+    for a name that nobody knows, and for wrong numbers.
     """
     name = text.partition(":")[0]
     if name in SAMPLERS.names():
         return SAMPLERS.parse(text)
     if name in RULES.names():
         return Unmask(RULES.parse(text))
-    raise unknown_name("sampler or rule", name, (*SAMPLERS.names(), *RULES.names()))
+    if name in GAUSSIAN_SAMPLERS.names():
+        return GAUSSIAN_SAMPLERS.parse(text)
+    raise unknown_name(
+        "sampler or rule", name, (*SAMPLERS.names(), *RULES.names(), *GAUSSIAN_SAMPLERS.names())
+    )
 
 
 def _ancestral_law(look: Look) -> Tensor:

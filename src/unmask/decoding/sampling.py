@@ -143,15 +143,16 @@ class Guided:
 
     Classifier-free guidance on the law of the clean token (Schiff et al. 2024, arXiv 2412.10193; Nie et al. 2025,
     arXiv 2502.09992). Weight 1 is the conditional denoiser, 0 the unconditional one. What either rules out stays ruled
-    out. Each call is two forwards of a model.
+    out. Each call is two forwards of a model. The same leads denoisers of noisy embeddings, which are told gamma; and a
+    denoiser led by itself without its belief is guided by self-conditioning.
     """
 
     conditional: DenoiserFunction
     unconditional: DenoiserFunction
     weight: float
 
-    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
-        """Return logits (B, L, K) of noisy tokens (B, L); both denoisers are given the same belief."""
+    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None, /) -> Tensor:
+        """Return logits (B, L, K) of noisy `tokens`; both denoisers are given the same."""
         wanted = self.conditional(tokens, time, belief).log_softmax(-1)
         plain = self.unconditional(tokens, time, belief).log_softmax(-1)
         is_possible = (wanted > -torch.inf) & (plain > -torch.inf)

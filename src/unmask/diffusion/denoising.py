@@ -16,7 +16,7 @@ exact with it and plainly wrong with the posterior. Under masked noise the two a
 class DenoiserFunction(Protocol):
     """Noisy tokens to laws of the clean token at the same position."""
 
-    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None, /) -> Tensor:
         """Return logits (B, L, K) for noisy `tokens` (B, L) at `time` (B, 1) or (B, L), float64.
 
         `belief` (B, L, K): probabilities of an earlier prediction (self-conditioning; Chen et al. 2022,

@@ -82,7 +82,8 @@ class Gaussian:
         # alpha / sigma^2 and half of alpha^2 / sigma^2
         slope = _wide((F.softplus(-gamma) / 2 - gamma / 2).exp(), z).to(dtype)
         half = _wide((-gamma).exp() / 2, z).to(dtype)
-        return slope * (z.to(dtype) @ table.T) - half * table.square().sum(-1)
+        with _in_full(z):
+            return slope * (z.to(dtype) @ table.T) - half * table.square().sum(-1)
 
     def mean(self, law: Tensor) -> Tensor:
         """Return the embedding that a law over tokens expects: (..., K) probabilities -> (..., E)."""
@@ -97,7 +98,8 @@ class Gaussian:
         # Summed over wrong tokens only: the ratio may be 1e8, and 1 - law[x0] has no digits left there.
         wrong = law.scatter(-1, x0[..., None], 0.0)
         table = self.embeddings.to(law.dtype)
-        error = wrong @ table - wrong.sum(-1, keepdim=True) * F.embedding(x0, table)
+        with _in_full(wrong):
+            error = wrong @ table - wrong.sum(-1, keepdim=True) * F.embedding(x0, table)
         return ((-gamma).exp() / 2).to(law.dtype) * error.square().sum(-1)
 
     def prior_nll(self, x0: Tensor) -> Tensor:
@@ -189,6 +191,11 @@ def log_alpha(gamma: Tensor) -> Tensor:
 def log_sigma(gamma: Tensor) -> Tensor:
     """Return the logarithm of the noise's level."""
     return -F.softplus(-gamma) / 2
+
+
+def _in_full(tensor: Tensor) -> torch.autocast:
+    """Keep a product in the precision of its factors: signal-to-noise ratios magnify whatever is rounded."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _gain(gamma: Tensor, target: Tensor) -> Tensor:

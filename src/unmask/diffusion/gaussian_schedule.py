@@ -105,18 +105,19 @@ class LearnedGamma(GaussianSchedule):
         _require_ends("learned", self.low, self.high)
         if self.num_bins < 1:
             raise UsageError(f"Gaussian schedule 'learned': num_bins={self.num_bins} must be at least 1")
-        self.middle = nn.Parameter(torch.tensor((self.low + self.high) / 2))
-        self.log_width = nn.Parameter(torch.tensor(math.log(self.high - self.low)))
+        # Of one element each, for the library that shards a model knows no scalars.
+        self.middle = nn.Parameter(torch.tensor([(self.low + self.high) / 2]))
+        self.log_width = nn.Parameter(torch.tensor([math.log(self.high - self.low)]))
         self.logits = nn.Parameter(torch.zeros(self.num_bins))
 
     def gamma(self, t: Tensor) -> Tensor:
         chances, before, index = self._bins(t)
         place = (index + (t - before[index]) / chances[index]) / self.num_bins
-        return self.middle.double() + (place - 0.5) * self.log_width.double().exp()
+        return self.middle[0].double() + (place - 0.5) * self.log_width[0].double().exp()
 
     def slope(self, t: Tensor) -> Tensor:
         chances, _, index = self._bins(t)
-        return self.log_width.double().exp() / (self.num_bins * chances[index])
+        return self.log_width[0].double().exp() / (self.num_bins * chances[index])
 
     def fit_loss(self, t: Tensor, integrand: Tensor, cross_entropy: Tensor) -> Tensor:
         """Return a scalar with the gradient of the estimate's mean square, in units of that mean square."""
@@ -157,21 +158,21 @@ class GumbelGamma(GaussianSchedule):
             raise UsageError(
                 f"Gaussian schedule 'gumbel': scale={self.scale!r} must be above 0, cut={self.cut!r} in (0, 0.5)"
             )
-        self.fitted_location = nn.Parameter(torch.tensor(float(self.location)))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale)))
+        self.fitted_location = nn.Parameter(torch.tensor([float(self.location)]))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(self.scale)]))
         _require_ends("gumbel", *(float(end) for end in self.ends()))
 
     def gamma(self, t: Tensor) -> Tensor:
-        location, scale = self.fitted_location.detach().double(), self.log_scale.detach().double().exp()
+        location, scale = self.fitted_location[0].detach().double(), self.log_scale[0].detach().double().exp()
         return location - scale * (-self._quantile(t).log()).log()
 
     def slope(self, t: Tensor) -> Tensor:
         quantile = self._quantile(t)
-        return self.log_scale.detach().double().exp() * (2 * self.cut - 1) / (quantile * quantile.log())
+        return self.log_scale[0].detach().double().exp() * (2 * self.cut - 1) / (quantile * quantile.log())
 
     def fit_loss(self, t: Tensor, integrand: Tensor, cross_entropy: Tensor) -> Tensor:
         """Return the mean square of what the fit leaves of the cross-entropy, relative to that of all of it."""
-        place = (self.gamma(t) - self.fitted_location.double()) / self.log_scale.double().exp()
+        place = (self.gamma(t) - self.fitted_location[0].double()) / self.log_scale[0].double().exp()
         known = cross_entropy.detach().double()
         shape = (-(-place).exp()).exp()
         ceiling = ((shape * known).sum() / shape.square().sum().clamp_min(_LEAST)).detach()

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import DEFAULT_RULE, Options
+from unmask.diffusion.gaussian import Reconsidered
 from unmask.diffusion.process import Process
 from unmask.errors import UsageError
 from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.evaluation.canvas_blocks import CanvasBlocks
 from unmask.evaluation.continuations import Continuation, Likelihood
+from unmask.evaluation.gaussian_likelihood import gaussian_bound
 from unmask.evaluation.likelihood import block_bound, bound, duel_nll
 from unmask.evaluation.scoring import LogLikelihood
 
@@ -23,7 +25,8 @@ class Bound:
     """Minus the mean of `num_samples` draws of the bound on -log p: an unbiased estimate of a lower bound on log p.
 
     Block by block after the context; a full-attention model has the whole continuation as its one block. Every
-    continuation draws noise of its own, by its tokens.
+    continuation draws noise of its own, by its tokens. A self-conditioned model of continuous noise takes two forwards
+    for a draw.
     """
 
     num_samples: int = 32
@@ -33,7 +36,9 @@ class Bound:
             raise UsageError(f"likelihood 'bound': num_samples={self.num_samples} must be at least 2")
 
     def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
-        """Refuse a model without a mask token."""
+        """Refuse a model without noise."""
+        if model.denoiser.vectors is not None:
+            return self._continuous(model, options)
         process, card = _process(model, "bound"), model.checkpoint.card
         block_length = options.block_length or card.block_length
 
@@ -61,6 +66,24 @@ class Bound:
             return float(estimate.mean)
 
         return _each(whole if model.denoiser.full_attention else by_blocks)
+
+    def _continuous(self, model: LanguageModel, options: Options) -> Likelihood:
+        informed, ports = model.denoiser.informed(), model.denoiser.conditioning
+        has_belief = ports is not None and ports.belief is not None
+        device = model.denoiser.transformer.device
+
+        def whole(each: Continuation) -> float:
+            estimate = gaussian_bound(
+                Reconsidered(informed) if has_belief else informed,
+                _row(each).to(device),
+                informed.process,
+                _generator(options, each),
+                num_samples=self.num_samples,
+                scored=_scored(each).to(device),
+            )
+            return float(estimate.mean)
+
+        return _each(whole)
 
 
 @dataclass(frozen=True)
@@ -109,6 +132,8 @@ def _each(nats: Callable[[Continuation], float]) -> Likelihood:
 
 def _process(model: LanguageModel, likelihood: str) -> Process:
     denoiser = model.denoiser
+    if denoiser.vectors is not None:
+        raise UsageError(f"likelihood {likelihood!r}: this model's noise is Gaussian", "choose 'bound'")
     if denoiser.process is None or (denoiser.mask_token_id is None and not denoiser.full_attention):
         raise UsageError(
             f"likelihood {likelihood!r}: this model has no mask token", "choose 'ar', or convert it first"

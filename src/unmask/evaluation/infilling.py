@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.decoding.admission import gaussian_sampler
 from unmask.decoding.candidates import Shape
-from unmask.decoding.options import Options
+from unmask.decoding.gaussian_sampling import gaussian_sample
+from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Options
+from unmask.decoding.sampler import Sampler
 from unmask.decoding.samplers import Unmask
-from unmask.decoding.sampling import sample
+from unmask.decoding.sampling import Sampled, sample
 from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.model.denoiser import Denoiser
 
@@ -29,24 +32,43 @@ def fill(
     What comes before is the causal stream, what comes after stands given on the canvas; a full-attention model sees the
     whole both ways. `options`: resolved, of mode diffusion; `num_steps` is for the whole gap.
     """
-    assert denoiser.process is not None  # mode diffusion
-    sampler = options.sampler
-    if sampler is None:
-        assert options.rule is not None  # resolve
-        sampler = Unmask(options.rule)
     head = list(before) if denoiser.full_attention else []
     tokens = torch.tensor([[*head, *([0] * num_open), *after]])
     places = torch.arange(tokens.shape[1]) - len(head)
-    filled = sample(
-        denoiser.whole if denoiser.full_attention else CanvasAfter(denoiser, before, capacity=len(before)),
-        denoiser.process,
-        tokens,
-        ((places >= 0) & (places < num_open))[None],
-        sampler,
-        steps=options.num_steps or num_open,
-        seeds=(options.seed,),
-        shape=Shape(options.temperature, options.top_k, options.top_p),
-        start=len(before) - len(head),
-    )
+    free = ((places >= 0) & (places < num_open))[None]
+    seeds, shape = (options.seed,), Shape(options.temperature, options.top_k, options.top_p)
+    filled: Sampled
+    if denoiser.vectors is not None:
+        informed, device = denoiser.informed(), denoiser.transformer.device
+        filled = gaussian_sample(
+            informed,
+            informed.process,
+            tokens.to(device),
+            free.to(device),
+            gaussian_sampler(options),
+            steps=options.num_steps or DEFAULT_GAUSSIAN_STEPS,
+            seeds=seeds,
+            shape=shape,
+        )
+    else:
+        assert denoiser.process is not None  # mode diffusion
+        sampler = options.sampler
+        if sampler is None:
+            assert options.rule is not None  # resolve
+            sampler = Unmask(options.rule)
+        assert isinstance(sampler, Sampler)  # admit
+        filled = sample(
+            denoiser.whole
+            if denoiser.full_attention
+            else CanvasAfter(denoiser, before, capacity=len(before)),
+            denoiser.process,
+            tokens,
+            free,
+            sampler,
+            steps=options.num_steps or num_open,
+            seeds=seeds,
+            shape=shape,
+            start=len(before) - len(head),
+        )
     written = filled.tokens[0, len(head) : len(head) + num_open]
     return Filling(tuple(written.tolist()), int(filled.num_forwards[0]))

@@ -80,7 +80,7 @@ class ModelCard:
     checkpoint's own. `base` is what an adapter belongs to, as one would pass it to `load_checkpoint`.
     `attention` is "full" for a model whose every forward sees the whole sequence both ways; `predicts_next` says
     whether the causal stream predicts next tokens, which the modes ar and speculative need. `process` and `schedule`
-    name the noise it was trained on.
+    name the noise it was trained on; "gaussian" is noise on vectors of tokens, in a file of their own.
     """
 
     name: str

@@ -25,6 +25,7 @@ from unmask.model.catalogue import (
     find_card,
 )
 from unmask.model.conditioning import Conditioning
+from unmask.model.continuous import GAUSSIAN, TokenVectors
 from unmask.model.families import FAMILIES
 from unmask.model.family import Family
 from unmask.model.gguf_file import GgufFile, write_hub_folder
@@ -50,13 +51,14 @@ _UNTRAINED_SEED = 0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What decoding needs: the backbone, tokenizer and card, and the diffusion adapter and ports where it has them."""
+    """What decoding needs: backbone, tokenizer and card, and where it has them diffusion adapter, ports and vectors."""
 
     transformer: Transformer
     tokenizer: Tokenizer
     card: ModelCard
     adapter: Adapter | None = None
     conditioning: Conditioning | None = None
+    vectors: TokenVectors | None = None
 
 
 def load_checkpoint(
@@ -95,7 +97,10 @@ def load_checkpoint(
         tokenizer = replace(tokenizer, chat_template=card.chat_template)
     conditioning = Conditioning.load(folder, transformer.config.hidden_size)
     conditioning = None if conditioning is None else conditioning.to(place, _DTYPES[dtype])
-    checkpoint = Checkpoint(transformer, tokenizer, card, conditioning=conditioning)
+    vectors = None
+    if card.process == GAUSSIAN:
+        vectors = TokenVectors.load(folder, transformer.config.hidden_size, card.schedule).to(place)
+    checkpoint = Checkpoint(transformer, tokenizer, card, conditioning=conditioning, vectors=vectors)
     return _with_adapter(checkpoint, adapter, folder, finder.progress)
 
 
@@ -120,6 +125,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
             checkpoint.adapter.save(partial / _ADAPTER_FOLDER, base="..")
         if checkpoint.conditioning is not None:
             checkpoint.conditioning.save(partial)
+        if checkpoint.vectors is not None:
+            checkpoint.vectors.save(partial)
         own = replace(
             card, adapter=None if checkpoint.adapter is None else _ADAPTER_FOLDER, sources=(), source=None
         )

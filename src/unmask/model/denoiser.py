@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmask.diffusion.gaussian import Informed
 from unmask.diffusion.process import Process
 from unmask.layout import Layout, Segment, causal_layout
 from unmask.model.adapter import Adapter
 from unmask.model.cache import KVCache
 from unmask.model.conditioning import Conditioning
+from unmask.model.continuous import TokenVectors
 from unmask.model.transformer import Transformer
 
 
@@ -53,7 +55,8 @@ class Denoiser:
     outside the vocabulary; its embedding is the adapter's where there is one. Banned tokens have logit -inf.
     `predicts_next` says whether the causal stream was trained to. `full_attention`: there is no causal stream, every
     forward sees the whole sequence both ways, and nothing can be cached. `process` is the noise that it undoes, `None`
-    for an autoregressive model. `conditioning` tells noisy tokens the time and the last belief.
+    for an autoregressive model. `conditioning` tells noisy tokens the time and the last belief. `vectors`: of a
+    continuous model, whose noise is on them and not on tokens; it has no mask token and no `process`.
     """
 
     transformer: Transformer
@@ -65,6 +68,7 @@ class Denoiser:
     full_attention: bool = False
     process: Process | None = None
     conditioning: Conditioning | None = None
+    vectors: TokenVectors | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -108,6 +112,31 @@ class Denoiser:
         layout = Layout([Segment(0, length, causal=False)] * rows)
         logits = self.head(self.transformer(inputs, layout))
         return logits[:, : self.vocab_size].view(rows, length, -1)
+
+    def whole_continuous(self, noisy: Tensor, gamma: Tensor, belief: Tensor | None = None, /) -> Tensor:
+        """Denoise whole sequences of noisy vectors (B, L, E) as a `GaussianDenoiser`, by their context alone."""
+        rows, length, _ = noisy.shape
+        logits = self.continuous(
+            noisy.flatten(0, 1),
+            gamma.expand(rows, length).flatten(),
+            None if belief is None else belief.flatten(0, 1),
+            Layout([Segment(0, length, causal=False)] * rows),
+        )
+        return logits.view(rows, length, -1)
+
+    def continuous(self, noisy: Tensor, gamma: Tensor, belief: Tensor | None, layout: Layout) -> Tensor:
+        """Run packed noisy vectors (N, E) at gammas (N,), with the last belief (N, K): (N, K) logits."""
+        assert self.vectors is not None  # a continuous model
+        inputs = self.vectors(noisy, gamma).to(self.transformer.dtype)
+        if self.conditioning is not None:
+            time = (gamma / 4).sigmoid()
+            inputs = self.conditioning(inputs, time, belief, self.transformer.embed.weight)
+        return self.head(self.transformer(inputs, layout))[:, : self.vocab_size]
+
+    def informed(self) -> Informed:
+        """Return the denoiser of a continuous model: its network, told what each noisy vector says alone."""
+        assert self.vectors is not None
+        return Informed(self.whole_continuous, self.vectors.process())
 
     def head(self, hidden: Tensor) -> Tensor:
         """(M, D) -> (M, V) float32 logits, banned tokens at -inf."""

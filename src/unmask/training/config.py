@@ -131,7 +131,24 @@ class JointTable(DiffusionTable):
     """Weight of the diffusion loss beside the next-token loss."""
 
 
-ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable
+class ContinuousTable(Table):
+    """Predict tokens from noisy vectors of theirs, the whole piece at once."""
+
+    name: Literal["continuous"]
+    """The diffusion loss of Gaussian noise, and what its schedule minimises."""
+    embedding_size: Annotated[int, Field(ge=2)] = 16
+    """Size E of the tokens' vectors, which are learnt and of unit length."""
+    schedule: str = "learned:-8,8"
+    """How the noise depends on time, as NAME:NUMBER,...: linear, learned or gumbel (docs/continuous.md)."""
+    weighting: Literal["bound", "cross_entropy"] = "bound"
+    """The likelihood bound, which trains the vectors and the schedule's ends too, or plain cross-entropy."""
+    self_conditioning: bool = True
+    """Show the denoiser its own first prediction, for half of the pieces."""
+    schedule_weight: Rate = 1.0
+    """Weight of what the schedule minimises beside the diffusion loss."""
+
+
+ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable
 
 
 class AdamWTable(Table):
@@ -236,7 +253,12 @@ class TrainingConfig(Table):
 
 VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
     "model": {"new": NewModelTable, "base": BaseModelTable},
-    "objective": {"ar": AutoregressiveTable, "diffusion": DiffusionTable, "joint": JointTable},
+    "objective": {
+        "ar": AutoregressiveTable,
+        "diffusion": DiffusionTable,
+        "joint": JointTable,
+        "continuous": ContinuousTable,
+    },
     "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
 }
 """The tables whose other keys depend on their `name`."""

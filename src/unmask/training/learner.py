@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unmask.decoding.generate import generate
 from unmask.decoding.options import Mode, Options
+from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
 from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.diffusion.times import TIMES
@@ -16,18 +17,23 @@ from unmask.errors import UsageError
 from unmask.model.catalogue import ModelCard
 from unmask.model.checkpoint import NO_ADAPTER, Checkpoint, load_checkpoint, save_checkpoint
 from unmask.model.conditioning import Conditioning
+from unmask.model.continuous import GAUSSIAN, TokenVectors
 from unmask.model.denoiser import Denoiser
 from unmask.model.transformer import Transformer
 from unmask.tokenizer import Tokenizer
 from unmask.training.config import (
     AutoregressiveTable,
     BaseModelTable,
+    ContinuousTable,
     DiffusionTable,
     JointTable,
     NewModelTable,
+    ObjectiveTable,
     TrainingConfig,
 )
+from unmask.training.continuous import ContinuousObjective
 from unmask.training.initialisation import random_transformer
+from unmask.training.loss import TrainingObjective
 from unmask.training.objectives import NoiseConfig, Objective
 from unmask.training.recipe import Recipe
 from unmask.training.streams import Cuts
@@ -37,11 +43,13 @@ _SAMPLE_TOKENS = 128
 
 
 class Network(nn.Module):
-    """All that is trained: the transformer, and the ports of the denoiser where it has any."""
+    """All that is trained: the transformer, and the ports and token vectors of the denoiser where it has any."""
 
-    def __init__(self, transformer: Transformer, conditioning: Conditioning | None) -> None:
+    def __init__(
+        self, transformer: Transformer, conditioning: Conditioning | None, vectors: TokenVectors | None
+    ) -> None:
         super().__init__()
-        self.transformer, self.conditioning = transformer, conditioning
+        self.transformer, self.conditioning, self.vectors = transformer, conditioning, vectors
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Learner:
 
     network: Network
     denoiser: Denoiser
-    objective: Objective
+    objective: TrainingObjective
     card: ModelCard
     tokenizer: Tokenizer
 
@@ -66,30 +74,33 @@ class Learner:
         generator = torch.Generator().manual_seed(config.run.seed)
         base = _load_base(config.model.base, tokenizer) if isinstance(config.model, BaseModelTable) else None
         size = tokenizer.vocab_size if base is None else base.transformer.config.vocab_size
-        noise = None if isinstance(table, AutoregressiveTable) else _noise(table, size, base)
+        noise = _noise(table, size, base) if isinstance(table, DiffusionTable) else None
         mask = None if noise is None else noise.process.mask_token_id
         num_rows = size if mask is None else max(size, mask + 1)
         transformer = _transformer(config, base, num_rows, generator)
-        conditioning = None
-        if isinstance(table, DiffusionTable) and (table.time_conditioning or table.self_conditioning):
-            conditioning = Conditioning.initialise(
-                transformer.config.hidden_size,
-                generator,
-                time=table.time_conditioning,
-                belief=table.self_conditioning,
-            )
+        conditioning, vectors = _ports(table, transformer, generator)
         denoiser = Denoiser(
             transformer,
             mask_token_id=mask,
             logit_shift=False,
             predicts_next=isinstance(table, AutoregressiveTable | JointTable),
-            full_attention=noise is not None and noise.cuts is None,
+            full_attention=vectors is not None or (noise is not None and noise.cuts is None),
             process=None if noise is None else noise.process,
             conditioning=conditioning,
+            vectors=vectors,
         )
-        objective = Objective(denoiser, denoiser.predicts_next, noise)
-        card = _card(config, denoiser, noise, tokenizer, base)
-        return cls(Network(transformer, conditioning), denoiser, objective, card, tokenizer)
+        objective: TrainingObjective
+        if isinstance(table, ContinuousTable):
+            objective = ContinuousObjective(
+                denoiser,
+                weighting=table.weighting,
+                belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
+                schedule_weight=table.schedule_weight,
+            )
+        else:
+            objective = Objective(denoiser, denoiser.predicts_next, noise)
+        card = _card(config, denoiser, tokenizer, base)
+        return cls(Network(transformer, conditioning, vectors), denoiser, objective, card, tokenizer)
 
     @property
     def recipe(self) -> Recipe:
@@ -112,20 +123,28 @@ class Learner:
 
     def export(self, weights: Mapping[str, Tensor], folder: Path) -> None:
         """Write these weights, by their names in the network, as a checkpoint that `unmask.load` reads."""
+        ports, vectors, config = (
+            self.network.conditioning,
+            self.network.vectors,
+            self.network.transformer.config,
+        )
+        size = config.hidden_size
         with torch.device("meta"):
-            ports = self.network.conditioning
-            config = self.network.transformer.config
-            network = Network(
-                Transformer(config),
-                None
-                if ports is None
-                else Conditioning(
-                    config.hidden_size, time=ports.time is not None, belief=ports.belief is not None
-                ),
-            )
+            transformer = Transformer(config)
+            if ports is not None:
+                ports = Conditioning(size, time=ports.time is not None, belief=ports.belief is not None)
+        if vectors is not None:
+            num_tokens, vector_size = vectors.table.shape
+            schedule = GAUSSIAN_SCHEDULES.parse(self.card.schedule)
+            vectors = TokenVectors(num_tokens, vector_size, size, schedule)
+        network = Network(transformer, ports, vectors)
         network.load_state_dict(dict(weights), assign=True)
         checkpoint = Checkpoint(
-            network.transformer, self.tokenizer, self.card, conditioning=network.conditioning
+            network.transformer,
+            self.tokenizer,
+            self.card,
+            conditioning=network.conditioning,
+            vectors=network.vectors,
         )
         save_checkpoint(checkpoint, folder)
 
@@ -138,6 +157,28 @@ def _transformer(
         return random_transformer(shape, generator)
     assert base is not None
     return widened(base.transformer, num_rows, untie=config.model.untie_embeddings)
+
+
+def _ports(
+    table: ObjectiveTable, transformer: Transformer, generator: torch.Generator
+) -> tuple[Conditioning | None, TokenVectors | None]:
+    """Return what tells noisy tokens the time and the last belief, and the vectors of a continuous model."""
+    if isinstance(table, AutoregressiveTable):
+        return None, None
+    config = transformer.config
+    vectors = None
+    if isinstance(table, ContinuousTable):
+        schedule = GAUSSIAN_SCHEDULES.parse(table.schedule)
+        vectors = TokenVectors.initialise(
+            config.vocab_size, table.embedding_size, config.hidden_size, schedule, generator
+        )
+    has_time = isinstance(table, ContinuousTable) or table.time_conditioning
+    if not (has_time or table.self_conditioning):
+        return None, vectors
+    ports = Conditioning.initialise(
+        config.hidden_size, generator, time=has_time, belief=table.self_conditioning
+    )
+    return ports, vectors
 
 
 def widened(transformer: Transformer, vocab_size: int, *, untie: bool = False) -> Transformer:
@@ -169,6 +210,10 @@ def _load_base(source: str, tokenizer: Tokenizer) -> Checkpoint:
             f"the shards were not made with the tokenizer of {source}",
             f"make them with: unmask data --tokenizer {source}",
         )
+    if base.vectors is not None:
+        raise UsageError(
+            f"base {source}: a continuous model is no base for another", "start from a model of tokens"
+        )
     return base
 
 
@@ -195,7 +240,6 @@ def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> N
 def _card(
     config: TrainingConfig,
     denoiser: Denoiser,
-    noise: NoiseConfig | None,
     tokenizer: Tokenizer,
     base: Checkpoint | None,
 ) -> ModelCard:
@@ -226,12 +270,13 @@ def _card(
         logit_shift=denoiser.logit_shift,
         predicts_next=denoiser.predicts_next,
     )
-    if noise is None or isinstance(table, AutoregressiveTable):
+    if isinstance(table, AutoregressiveTable):
         return card
+    block_lengths = table.block_lengths if isinstance(table, DiffusionTable) else ()
     return replace(
         card,
-        block_length=max(table.block_lengths, default=config.data.length),
+        block_length=max(block_lengths, default=config.data.length),
         attention="full" if denoiser.full_attention else "causal",
-        process=table.process,
+        process=table.process if isinstance(table, DiffusionTable) else GAUSSIAN,
         schedule=table.schedule,
     )

@@ -99,8 +99,7 @@ class Objective:
     ) -> Noised:
         """Noise the noisy stream, block by block: fields (M,)."""
         # Blocks become the rows of a matrix, padded on the right.
-        sizes = torch.bincount(streams.group, minlength=streams.num_groups)
-        inside = torch.arange(int(sizes.max()))[None] < sizes[:, None]
+        inside = streams.inside
         clean = batch.tokens.new_zeros(inside.shape)
         clean[inside] = batch.tokens[streams.source]
         trained = torch.zeros_like(clean, dtype=torch.bool)

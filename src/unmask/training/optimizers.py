@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
+from unmask.model.continuous import TokenVectors
 from unmask.model.transformer import Layer
 from unmask.training.config import AdamWTable, MuonTable
 
@@ -19,8 +20,8 @@ _NUM_ITERATIONS = 5
 def build_optimizers(model: nn.Module, table: AdamWTable) -> list[Optimizer]:
     """Return the optimisers that share a model's parameters; the learning rate is set before every step.
 
-    Weight decay acts on matrices only. With a `MuonTable` the matrices inside transformer layers go to Muon, while
-    embeddings, the output matrix, norms and biases stay with AdamW.
+    Weight decay acts on matrices only, and not on token vectors, whose length is fixed. With a `MuonTable` the matrices
+    inside transformer layers go to Muon, while embeddings, the output matrix, norms and biases stay with AdamW.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizers: list[Optimizer] = []
@@ -30,9 +31,12 @@ def build_optimizers(model: nn.Module, table: AdamWTable) -> list[Optimizer]:
         optimizers.append(
             Muon([trained.pop(name) for name in hidden], table.momentum, weight_decay=table.weight_decay)
         )
+    free = {id(module.table) for module in model.modules() if isinstance(module, TokenVectors)}
+    decayed = [p for p in trained.values() if p.ndim >= 2 and id(p) not in free]
+    others = [p for p in trained.values() if p.ndim < 2 or id(p) in free]
     groups = [
-        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": table.weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": table.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     optimizers.append(AdamW([group for group in groups if group["params"]], betas=table.betas))
     return optimizers

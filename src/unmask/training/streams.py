@@ -31,6 +31,12 @@ class Streams:
     def num_groups(self) -> int:
         return len(self.twin)
 
+    @property
+    def inside(self) -> Tensor:
+        """Where the noisy tokens are when blocks become the rows of a matrix, padded on the right: (blocks, L) bool."""
+        sizes = torch.bincount(self.group, minlength=self.num_groups)
+        return torch.arange(int(sizes.max()))[None] < sizes[:, None]
+
 
 def causal_stream(bounds: Sequence[int]) -> Streams:
     """Lay out pieces ``[bounds[r], bounds[r + 1])`` for autoregressive training: clean and causal, nothing noisy."""
