@@ -1,6 +1,5 @@
 """What a conversion is worth: what the model was, what it became, and how much faster it writes the same text."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -8,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.errors import UsageError
 from unmask.evaluation.canvas_blocks import CanvasBlocks
+from unmask.evaluation.fingerprint import fingerprint
 from unmask.evaluation.held_out import (
     TextScore,
     Window,
@@ -188,7 +186,7 @@ class _Run:
             "adapter": card.adapter,
             "block_length": card.block_length,
             "logit_shift": card.logit_shift,
-            "fingerprints": {which: _fingerprint(model) for which, model in self.models.items()},
+            "fingerprints": {which: fingerprint(model) for which, model in self.models.items()},
         }
 
     def claim(self) -> None:
@@ -264,17 +262,6 @@ def _model_in(source: str) -> str:
     """Return the folder of a run's model, which a joint run keeps inside its own; any other source as it is."""
     inside = Path(source).expanduser() / MODEL_FOLDER
     return str(inside) if inside.is_dir() else source
-
-
-def _fingerprint(model: LanguageModel) -> str:
-    """Return a hash of all that decides what a model writes."""
-    digest = hashlib.sha256()
-    denoiser = model.denoiser
-    for module in (denoiser.transformer, denoiser.adapter):
-        for name, tensor in sorted(({} if module is None else module.state_dict()).items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _curve(source: str) -> tuple[Mapping[str, Any], ...]:
