@@ -1,7 +1,7 @@
 """Train one model from scratch for every process at the same budget, and compare bits per byte and few-step samples.
 
     unmask data SHARDS --text FILE ... --tokenizer bpe:4096
-    python benchmarks/processes.py SHARDS --runs FOLDER [--minutes 20] [--only masked]
+    python benchmarks/processes.py SHARDS --runs FOLDER [--minutes 18] [--only masked]
 
 Every run is `unmask train benchmarks/processes.toml` with other settings, and is continued where it stopped. Bits per
 byte are those of the held-out documents: exact for `ar`, an upper bound for the others. Samples are judged by the `ar`
@@ -51,6 +51,7 @@ CASES = {
         "objective.schedule=polynomial:2",
         "objective.time_conditioning=true",
     ],
+    "continuous": ["objective.name=continuous"],
 }
 SAMPLERS = {
     "masked": ("ancestral", "top-k:1", "random:1", "remdm-cap"),
@@ -59,6 +60,10 @@ SAMPLERS = {
 }
 STEPS = (4, 8, 16, 32, 64, 128)
 NUM_SAMPLES, LENGTH = 64, 128
+
+
+def folder_of(runs: Path, name: str) -> Path:
+    return runs / name.replace(", ", "-").replace(" ", "-")
 
 
 def train(name: str, shards: Path, folder: Path, minutes: float) -> None:
@@ -187,18 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=18)
     parser.add_argument("--only", choices=CASES, help="train this one and write no report")
     arguments = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(thread_count() or torch.get_num_threads())
     for name in [arguments.only] if arguments.only else CASES:
-        train(
-            name,
-            arguments.shards,
-            arguments.runs / name.replace(", ", "-").replace(" ", "-"),
-            arguments.minutes,
-        )
+        train(name, arguments.shards, folder_of(arguments.runs, name), arguments.minutes)
     if arguments.only:
         return
     shards = Shards.open(arguments.shards)
@@ -206,7 +206,7 @@ def main() -> None:
     per_byte = entry.num_tokens / entry.num_bytes / math.log(2)
     models: dict[str, object] = {}
     for name in CASES:
-        folder = arguments.runs / name.replace(", ", "-").replace(" ", "-")
+        folder = folder_of(arguments.runs, name)
         points = [
             {
                 "step": point["step"],
@@ -229,7 +229,7 @@ def main() -> None:
     rows = [
         row
         for name in SAMPLERS
-        for row in samples(name, model_of(arguments.runs / name.replace(" ", "-")), judge)
+        for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
     ]
     report = {
         "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),

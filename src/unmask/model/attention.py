@@ -75,9 +75,21 @@ class AttentionPlan:
             output = F.scaled_dot_product_attention(q.reshape(len(q), k.shape[1], -1, q.shape[3]), k, v)
             return output.flatten(1, 2)
         grouped = q.shape[1] != k.shape[1]
-        output = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=group.mask, is_causal=group.causal, enable_gqa=grouped
-        )
+        if q.requires_grad and q.device.type == "cpu":
+            # The CPU kernel's backward pass is three times slower in bfloat16 than in float32, and loses precision.
+            with torch.autocast("cpu", enabled=False):
+                output = F.scaled_dot_product_attention(
+                    q.float(),
+                    k.float(),
+                    v.float(),
+                    attn_mask=group.mask,
+                    is_causal=group.causal,
+                    enable_gqa=grouped,
+                ).to(v.dtype)
+        else:
+            output = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=group.mask, is_causal=group.causal, enable_gqa=grouped
+            )
         return output.transpose(1, 2).flatten(0, 1)
 
     def finish(self) -> None:
