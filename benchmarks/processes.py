@@ -227,9 +227,7 @@ def main() -> None:
             models[name]["ar_bits_per_byte"] = round(last["ar"] * per_byte, 4)
     judge = model_of(arguments.runs / "ar")
     rows = [
-        row
-        for name in SAMPLERS
-        for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
+        row for name in SAMPLERS for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
     ]
     report = {
         "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),

@@ -7,7 +7,7 @@ from rich.console import Console
 from tiny_models import byte_tokenizer
 
 from unmask.cli.view import SURE, FillingCanvas, GrowingText, brightness
-from unmask.decoding.generate import Snapshot
+from unmask.decoding.generation import Snapshot
 
 TOKENIZER = byte_tokenizer()
 DECIDED, PROPOSED = TOKENIZER.encode("so "), TOKENIZER.encode("far")

@@ -24,7 +24,7 @@ from unmask.errors import (
 )
 
 if TYPE_CHECKING:
-    from unmask.decoding.generate import Generation
+    from unmask.decoding.generation import Generation
     from unmask.decoding.language_model import LanguageModel, load
     from unmask.decoding.options import Options
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Generation": "unmask.decoding.generate",
+    "Generation": "unmask.decoding.generation",
     "LanguageModel": "unmask.decoding.language_model",
     "Options": "unmask.decoding.options",
     "load": "unmask.decoding.language_model",

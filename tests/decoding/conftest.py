@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from random_denoisers import CountingDenoiser, letter_tokenizer, prompt_of, random_denoiser
-from unmask.decoding.generate import Generation
+from unmask.decoding.generation import Generation
 from unmask.tokenizer import Tokenizer
 
 settings.register_profile("unmask", deadline=None)  # a busy machine is not a failure

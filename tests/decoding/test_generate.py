@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.decoding.generate import PREFILL_CHUNK, Generation, Snapshot, generate, stream
+from unmask.decoding.generate import PREFILL_CHUNK, generate, stream
+from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.options import MODES, Mode, Options
 from unmask.decoding.rules import (
     EntropyBound,

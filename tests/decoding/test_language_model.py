@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from unmask.decoding import language_model
-from unmask.decoding.generate import Generation, Snapshot
+from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import MODES, Mode, Options
 from unmask.decoding.rules import TopK

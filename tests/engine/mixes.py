@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from random_denoisers import letter_tokenizer, random_denoiser
-from unmask.decoding.generate import Generation, generate
+from unmask.decoding.generate import generate
+from unmask.decoding.generation import Generation
 from unmask.decoding.options import MODES, Options
 from unmask.decoding.rules import RULES
 from unmask.engine.engine import Engine, Progress

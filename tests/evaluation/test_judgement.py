@@ -15,7 +15,7 @@ import torch
 from tiny_models import tiny_checkpoint
 
 from command_line import Command
-from unmask.decoding.generate import Generation, Snapshot
+from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.errors import UsageError

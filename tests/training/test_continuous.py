@@ -19,7 +19,8 @@ from command_line import Command
 from unmask.config import RopeConfig, TransformerConfig
 from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS
 from unmask.decoding.gaussian_sampling import gaussian_sample
-from unmask.decoding.generate import Generation, Snapshot, generate, stream
+from unmask.decoding.generate import generate, stream
+from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import parse_sampler

@@ -39,7 +39,7 @@ from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
-    from unmask.decoding.generate import Generation
+    from unmask.decoding.generation import Generation
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.options import Options
     from unmask.tokenizer import Message

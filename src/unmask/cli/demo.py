@@ -28,7 +28,7 @@ from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import play, tokens_per_second
 
 if TYPE_CHECKING:
-    from unmask.decoding.generate import Generation
+    from unmask.decoding.generation import Generation
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.options import Options
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from unmask.cli.output import harmless, print_line, print_note, write_text
 
 if TYPE_CHECKING:
-    from unmask.decoding.generate import Event, Generation, Snapshot
+    from unmask.decoding.generation import Event, Generation, Snapshot
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.options import Options
     from unmask.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ def play(events: Iterable["Event"], view: GrowingText | FillingCanvas | None = N
 
     When it is cut short, the view leaves on the screen what was decided.
     """
-    from unmask.decoding.generate import Generation
+    from unmask.decoding.generation import Generation
 
     try:
         for event in events:

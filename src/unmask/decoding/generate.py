@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +12,13 @@ from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.decoding.canvas import Canvas
 from unmask.decoding.decision import Drift, decide
 from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sampling
+from unmask.decoding.generation import Event, Generation, Phase, Snapshot
 from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
 from unmask.decoding.sampler import Sampler
 from unmask.decoding.samplers import Unmask
 from unmask.decoding.sampling import Sampled, sampling
 from unmask.decoding.speculation import accept
-from unmask.decoding.transcript import FinishReason, Transcript
+from unmask.decoding.transcript import Transcript
 from unmask.diffusion.denoising import DenoiserFunction
 from unmask.model.cache import KVCache
 from unmask.model.denoiser import Denoiser, Draft
@@ -27,87 +27,6 @@ from unmask.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512
 """Most prompt tokens in one forward."""
-
-Phase = Literal["prefill", "step", "denoise", "commit", "draft", "verify"]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state after one forward.
-
-    `token_ids`: what was decided before the canvas. `canvas`: the tokens after them, `None` where open; after
-    a draft they are proposals. `decided_at`: for both together, the decode forward that decided each (0 for
-    the prefill). `confidence`: of the canvas of a continuous model, whose tokens are the most probable ones so far,
-    their probabilities; empty for other models.
-    """
-
-    phase: Phase
-    token_ids: tuple[int, ...]
-    canvas: tuple[int | None, ...]
-    decided_at: tuple[int | None, ...]
-    num_forwards: int
-    confidence: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished generation and what it took.
-
-    `token_ids` include the stop token that ended it, and end with the token that completed a stop string;
-    `text` has neither. `num_forwards` counts every call of the backbone, `num_decode_forwards` leaves the
-    prefill out, and `tokens_per_forward` is `num_tokens` over the latter, `None` when there was none.
-    `accepted_lengths`: drafted tokens accepted in each draft-verify cycle, without the one the verifier adds.
-    `decided_at`: the decode forward that decided each token, 0 for the first, which comes from the prefill.
-    `seconds`: of the phases "prefill" and "decode".
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    mode: Mode
-    num_tokens: int
-    num_forwards: int
-    num_decode_forwards: int
-    tokens_per_forward: float | None
-    accepted_lengths: tuple[int, ...]
-    decided_at: tuple[int, ...]
-    finish_reason: FinishReason
-    seconds: dict[str, float]
-    seed: int
-    prompt_tokens: int
-
-    @classmethod
-    def of(
-        cls,
-        transcript: Transcript,
-        options: Options,
-        *,
-        prompt_tokens: int,
-        num_forwards: int,
-        num_decode_forwards: int,
-        accepted_lengths: Sequence[int],
-        seconds: dict[str, float],
-    ) -> "Generation":
-        """Return the generation that a finished transcript is."""
-        assert transcript.finish_reason is not None  # every loop runs until then
-        num_tokens = len(transcript.token_ids)
-        return cls(
-            text=transcript.text,
-            token_ids=tuple(transcript.token_ids),
-            mode=options.mode,
-            num_tokens=num_tokens,
-            num_forwards=num_forwards,
-            num_decode_forwards=num_decode_forwards,
-            tokens_per_forward=num_tokens / num_decode_forwards if num_decode_forwards else None,
-            accepted_lengths=tuple(accepted_lengths),
-            decided_at=tuple(transcript.decided_at),
-            finish_reason=transcript.finish_reason,
-            seconds=seconds,
-            seed=options.seed,
-            prompt_tokens=prompt_tokens,
-        )
-
-
-Event = Snapshot | Generation
 
 
 def generate(

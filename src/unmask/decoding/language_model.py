@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from unmask.decoding.admission import default_sampler
-from unmask.decoding.generate import Event, Generation, stream
+from unmask.decoding.generate import stream
+from unmask.decoding.generation import Event, Generation
 from unmask.decoding.options import AnySampler, Mode, Options
 from unmask.decoding.rules import RULES, Rule
 from unmask.decoding.samplers import parse_sampler

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from unmask.decoding.admission import admit, default_sampler
-from unmask.decoding.generate import Generation
+from unmask.decoding.generation import Generation
 from unmask.decoding.options import Options
 from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unmask.decoding.generate import Generation
+from unmask.decoding.generation import Generation
 from unmask.evaluation.average import Average, average
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from unmask.errors import TrainingError
 from unmask.model.checkpoint import Checkpoint, base_source
 from unmask.training.documents import Document, DocumentFile, sample_windows
+from unmask.training.frozen_objective import BatchLoss
 from unmask.training.learning_rate import WarmupStableDecay
-from unmask.training.objective import BatchLoss
 from unmask.training.pupil import AdapterPupil, AnyRecipe, FrozenRecipe, JointPupil, JointRecipe, Pupil
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 from unmask.training.step_loop import train

@@ -22,8 +22,8 @@ from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.blocks import BlockConfig
 from unmask.training.documents import Document
+from unmask.training.frozen_objective import BatchLoss, ObjectiveConfig, conversion_loss
 from unmask.training.learner import widened
-from unmask.training.objective import BatchLoss, ObjectiveConfig, conversion_loss
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
 from unmask.training.run_folder import RunFolder
 from unmask.training.soft_targets import AcceptanceLoss
