@@ -29,14 +29,10 @@ class GrowingText:
     """Prints the text as it is decided; what may turn out to be a stop string waits until it is not."""
 
     def __init__(self, tokenizer: "Tokenizer", stop: Sequence[str], stop_token_ids: Iterable[int]) -> None:
-        from unmask.decoding.transcript import TextStream
+        from unmask.decoding.settled_text import SettledText
 
-        self._stream = TextStream(tokenizer)
-        self._stop = tuple(stop)
-        self._stop_token_ids = frozenset(stop_token_ids)
+        self._text = SettledText(tokenizer, stop, stop_token_ids)
         self._num_tokens = 0
-        self._decided = ""
-        self._num_shown = 0
 
     def show(self, snapshot: "Snapshot") -> None:
         """Print what a snapshot adds."""
@@ -45,36 +41,17 @@ class GrowingText:
         canvas = () if snapshot.confidence else snapshot.canvas  # proposals too, of a continuous model
         num_leading = next((place for place, token in enumerate(canvas) if token is None), len(canvas))
         tokens = (*snapshot.token_ids, *canvas[:num_leading])
-        for token in tokens[self._num_tokens :]:
-            if token is not None and token not in self._stop_token_ids:
-                self._decided += self._stream.push(token)
+        _print(self._text.push(token for token in tokens[self._num_tokens :] if token is not None))
         self._num_tokens = len(tokens)
-        self._print_until(self._safe_end())
 
     def finish(self, generation: "Generation") -> None:
         """Print what is left of the text, and end the line."""
-        self._decided = generation.text
-        self._print_until(len(self._decided))
+        _print(self._text.finish(generation.text))
         self.close()
 
     def close(self) -> None:
         """End the line."""
         write_text(sys.stdout, "\n")
-
-    def _print_until(self, end: int) -> None:
-        piece = self._decided[self._num_shown : end]
-        write_text(sys.stdout, harmless(piece) if sys.stdout.isatty() else piece)
-        self._num_shown = max(self._num_shown, end)
-
-    def _safe_end(self) -> int:
-        """Return where the text ends that no stop string can take back."""
-        text = self._decided
-        ends = [len(text)]
-        for stop in self._stop:
-            if (place := text.find(stop)) >= 0:
-                ends.append(place)
-            ends += [len(text) - size for size in range(1, len(stop)) if text.endswith(stop[:size])]
-        return min(ends)
 
 
 class FillingCanvas:
@@ -134,6 +111,10 @@ class FillingCanvas:
         """Take the moving picture away and leave what was decided."""
         self._live.stop()
         self._console.print(self._text, soft_wrap=not self._console.is_terminal)
+
+
+def _print(piece: str) -> None:
+    write_text(sys.stdout, harmless(piece) if sys.stdout.isatty() else piece)
 
 
 def open_view(model: "LanguageModel", options: "Options", *, watch: bool) -> "GrowingText | FillingCanvas":
