@@ -7,8 +7,9 @@ from gaussian_toys import LINE, SQUARE, Alone, Bold, Exact, Grid, on_a_line, tem
 from torch import Tensor, nn
 
 from unmask.diffusion.gaussian import Gaussian, Informed
-from unmask.diffusion.gaussian_objective import gaussian_loss, given_rows, stratified_times
+from unmask.diffusion.gaussian_objective import gaussian_loss, given_rows
 from unmask.diffusion.gaussian_schedule import GaussianSchedule, LearnedGamma, LinearGamma
+from unmask.diffusion.times import stratified_times
 
 MILD = LinearGamma(-4.0, 6.0)
 """No rare term weighs much."""

@@ -11,8 +11,8 @@ from unmask.diffusion.gaussian_objective import (
     bound_integrand,
     given_rows,
     noise_rows,
-    stratified_times,
 )
+from unmask.diffusion.times import stratified_times
 
 
 @torch.no_grad()

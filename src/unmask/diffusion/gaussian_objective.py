@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
 from unmask.diffusion.objective import Weighting
+from unmask.diffusion.times import stratified_times
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,3 @@ def bound_ends(x0: Tensor, process: Gaussian, generator: torch.Generator, *, tra
     low, _ = process.schedule.ends()
     z = process.corrupt(x0, low, generator)
     return (process.prior_nll(x0) + process.reconstruction_nll(x0, z)).where(trained, 0)
-
-
-def stratified_times(count: int, generator: torch.Generator) -> Tensor:
-    """Return a time from each of `count` equal intervals, at one common offset, in random order: (count,) float64.
-
-    Each one is U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630).
-    """
-    device = generator.device
-    order = torch.randperm(count, generator=generator, device=device)
-    return (order + torch.rand(1, dtype=torch.float64, generator=generator, device=device)) / count

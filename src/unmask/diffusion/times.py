@@ -61,13 +61,10 @@ class Independent(TimeSampling):
 @final
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampling):
-    """Draw one time from each of B equal intervals, at one common offset, in random order.
-
-    Each row's time is still U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630).
-    """
+    """Draw one time from each of B equal intervals; each row's time is still U(0, 1)."""
 
     def noise(self, x0: Tensor, process: Process, generator: torch.Generator, *, trained: Tensor) -> Noised:
-        return _corrupt(x0, _strata(len(x0), generator), process, generator, trained)
+        return _corrupt(x0, stratified_times(len(x0), generator), process, generator, trained)
 
 
 @TIMES.register("exact-count")
@@ -87,7 +84,7 @@ class ExactCount(TimeSampling):
                 f"exact-count counts masks, and {name} is not masked noise", "use low-discrepancy"
             )
         size = trained.sum(-1).clamp_min(1)
-        share = _strata(len(x0), generator).to(x0.device)
+        share = stratified_times(len(x0), generator).to(x0.device)
         count = (share * size).long() + 1
         order = torch.rand(x0.shape, dtype=torch.float64, generator=generator, device=generator.device)
         rank = order.to(x0.device).masked_fill(~trained, torch.inf).argsort(-1).argsort(-1)
@@ -112,7 +109,10 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, dtype=torch.float64, generator=generator, device=generator.device)
 
 
-def _strata(count: int, generator: torch.Generator) -> Tensor:
-    """Return one uniform from each of `count` intervals, shuffled: (count,) float64."""
+def stratified_times(count: int, generator: torch.Generator) -> Tensor:
+    """Return a time from each of `count` equal intervals, at one common offset, in random order: (count,) float64.
+
+    Each one is U(0, 1) (Kingma et al. 2021, VDM, arXiv 2107.00630).
+    """
     order = torch.randperm(count, generator=generator, device=generator.device)
     return (order + _uniform(1, generator)) / count
