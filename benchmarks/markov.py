@@ -33,6 +33,7 @@ from unmask.runtime import thread_count, tune_allocator
 from unmask.training.batches import Batch
 from unmask.training.initialisation import random_transformer
 from unmask.training.learning_rate import WarmupStableDecay
+from unmask.training.loss import optimised
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
 from unmask.training.streams import Cuts
 
@@ -111,10 +112,8 @@ def train(objective: Objective, draw: Callable[[], Batch], steps: int, generator
     rates = WarmupStableDecay(3e-3, warmup_steps=50, decay_share=0.5)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rates.at(step, step / steps)
-        losses = objective(draw(), generator).values()
-        torch.autograd.backward(
-            torch.stack([loss.weight * loss.total / loss.num_tokens for loss in losses]).sum()
-        )
+        batch = draw()
+        torch.autograd.backward(optimised(objective(batch, generator)) / batch.num_scored)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

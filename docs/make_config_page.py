@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from unmask.training.config import VARIANTS, Table, TrainingConfig
-from unmask.training.pupil import RECIPES
+from unmask.training.conversion_config import RECIPES
 
 PAGE = Path(__file__).with_name("training-keys.md")
 
@@ -24,7 +24,7 @@ Written by `make docs` from `unmask.training.config`. A key without a default mu
 RECIPES_HEAD = """
 # Settings of a conversion's recipe
 
-For `unmask convert --recipe NAME --set KEY=VALUE`, from `unmask.training.pupil`.
+For `unmask convert --recipe NAME --set KEY=VALUE`, from `unmask.training.conversion_config`.
 """
 
 

@@ -39,7 +39,8 @@ from unmask.model.conditioning import Conditioning
 from unmask.model.continuous import TokenVectors
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
-from unmask.training.config import TrainingConfig, read_config
+from unmask.training.config import TrainingConfig
+from unmask.training.config_file import read_config
 from unmask.training.continuous import SCHEDULE, ContinuousObjective
 from unmask.training.initialisation import random_transformer
 from unmask.training.learner import Learner

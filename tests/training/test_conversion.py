@@ -11,7 +11,8 @@ from tiny_models import tiny_checkpoint
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.errors import TrainingError, UsageError
 from unmask.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from unmask.training.conversion import METRICS_FILE, STATE_FILE, Conversion, ConversionConfig, ConversionEvent
+from unmask.training.conversion import METRICS_FILE, STATE_FILE, Conversion, ConversionEvent
+from unmask.training.conversion_config import ConversionConfig
 from unmask.training.documents import DocumentFile, read_texts, sample_windows
 
 

@@ -7,7 +7,8 @@ from tiny_models import logits_of, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from unmask.model.checkpoint import load_checkpoint, save_checkpoint
-from unmask.training.conversion import Conversion, ConversionConfig
+from unmask.training.conversion import Conversion
+from unmask.training.conversion_config import ConversionConfig
 
 TOKENS = torch.arange(30)
 

@@ -16,6 +16,7 @@ from unmask.model.checkpoint import load_checkpoint, save_checkpoint
 from unmask.training.batches import Batch
 from unmask.training.config import TrainingConfig
 from unmask.training.learner import Learner, widened
+from unmask.training.loss import optimised
 
 OBJECTIVES: dict[str, dict[str, object]] = {
     "ar": {"name": "ar"},
@@ -45,7 +46,7 @@ def train_a_little(learner: Learner) -> None:
     tokens = torch.randint(0, 256, (50,), generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         losses = learner.objective(Batch(tokens, (0, 25, 50)), torch.Generator().manual_seed(1))
-        torch.autograd.backward(torch.stack([loss.weight * loss.total for loss in losses.values()]).sum())
+        torch.autograd.backward(optimised(losses))
         optimizer.step()
         optimizer.zero_grad()
 

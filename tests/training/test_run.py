@@ -19,7 +19,7 @@ from tiny_training import make_shards, tiny_config, tiny_recipe, train
 
 from unmask.errors import TrainingError, UsageError
 from unmask.training.batches import Batch
-from unmask.training.config import read_config
+from unmask.training.config_file import read_config
 from unmask.training.journal import SAMPLES_FILE, TIMES_FILE, TrainingEvent
 from unmask.training.loss import LossSum, TrainingObjective
 from unmask.training.parallel import Workers

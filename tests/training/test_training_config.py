@@ -10,7 +10,8 @@ import pytest
 from tiny_training import CONFIG
 
 from unmask.errors import UsageError
-from unmask.training.config import MuonTable, NewModelTable, read_config
+from unmask.training.config import MuonTable, NewModelTable
+from unmask.training.config_file import read_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -1,6 +1,5 @@
-"""``unmask convert``: give an autoregressive model a diffusion mode, and leave it as it was."""
+"""``unmask convert``: give an autoregressive model a diffusion mode."""
 
-import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +17,15 @@ from unmask.cli.arguments import (
     OptionalModel,
     SeedOption,
 )
+from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json, print_line
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
-    from unmask.training.conversion import ConversionConfig, ConversionEvent, StepRecord
+    from unmask.training.conversion import ConversionEvent, StepRecord
+    from unmask.training.conversion_config import ConversionConfig
 
 DEFAULT_STEPS = 1000
 
@@ -66,6 +67,13 @@ def convert(
     ] = None,
     text_tokens: Annotated[int, typer.Option(help="Tokens taken from those files.", metavar="N")] = 100_000,
     length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
+    block_lengths: Annotated[
+        str,
+        typer.Option(
+            help="Canvas lengths, parted by commas; training draws from them, and any can be chosen at inference.",
+            metavar="N,N",
+        ),
+    ] = "4,8,16",
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
     synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
     judge_prompts: Annotated[
@@ -88,6 +96,8 @@ def convert(
 
     Stop with Ctrl-C and give the same command again to go on.
     """
+    from unmask.training.config_file import parse_setting
+
     settings = {
         "model": model,
         "seed": seed,
@@ -97,14 +107,16 @@ def convert(
         "texts": [str(path) for path in text or []],
         "text_tokens": text_tokens,
         "length": length,
+        "block_lengths": read_numbers(block_lengths, "--block-lengths", int),
         "batch_documents": batch_documents,
         "synthesis_rows": synthesis_rows,
-        "recipe": {"name": recipe, **_settings(set_ or [])},
+        "recipe": {"name": recipe, **dict(parse_setting(text, "rank=64") for text in set_ or ())},
         "dtype": dtype,
     }
     config = _validated(settings)
     from unmask.training.conversion import Conversion
-    from unmask.training.pupil import MODEL_FOLDER, DrafterRecipe, JointRecipe
+    from unmask.training.conversion_config import DrafterRecipe, JointRecipe
+    from unmask.training.pupil import MODEL_FOLDER
 
     is_joint = isinstance(config.recipe, JointRecipe)
     adapter = config.recipe.adapter if isinstance(config.recipe, DrafterRecipe) else "none"
@@ -133,27 +145,13 @@ def convert(
     print_line(f"the model is {result}: unmask generate {result} PROMPT --mode speculative")
 
 
-def _settings(texts: list[str]) -> dict[str, object]:
-    """Return the settings of a recipe; a value is JSON, or else a text."""
-    values: dict[str, object] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text!r} is not of the form KEY=VALUE", "say rank=64")
-        try:
-            values[key] = json_format.loads(value)
-        except ValueError:
-            values[key] = value
-    return values
-
-
 def _validated(settings: dict[str, object]) -> "ConversionConfig":
     from pydantic import ValidationError
 
-    from unmask.training.conversion import ConversionConfig
+    from unmask.training.conversion_config import ConversionConfig
 
     try:
-        return ConversionConfig.model_validate_json(json_format.dumps(settings))
+        return ConversionConfig.model_validate(settings)
     except ValidationError as error:
         raise _explained(error.errors()[0], settings) from error
 
@@ -161,7 +159,7 @@ def _validated(settings: dict[str, object]) -> "ConversionConfig":
 def _explained(fault: Mapping[str, Any], settings: dict[str, object]) -> UsageError:
     """Return what is wrong with the settings, in the command line's own words."""
     from unmask.registry import unknown_name
-    from unmask.training.pupil import RECIPES
+    from unmask.training.conversion_config import RECIPES
 
     place = [str(part) for part in fault["loc"]]
     if place[:1] == ["recipe"]:

@@ -19,10 +19,11 @@ from unmask.cli.arguments import (
     OptionalModel,
     SeedOption,
 )
+from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json, print_note
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import prepare_process
-from unmask.errors import FailureError, UsageError
+from unmask.errors import FailureError
 
 if TYPE_CHECKING:
     from unmask.evaluation.average import Average
@@ -91,8 +92,8 @@ def judge(
 
     All is greedy, and every forward is counted. Stop with Ctrl-C and give the same command again to go on.
     """
-    block_lengths = tuple(int(number) for number in _numbers(blocks, "--blocks", int))
-    cuts = tuple(_numbers(thresholds, "--thresholds", float))
+    block_lengths = read_numbers(blocks, "--blocks", int)
+    cuts = read_numbers(thresholds, "--thresholds", float)
     from unmask.evaluation.judgement import JudgementConfig
 
     config = JudgementConfig(
@@ -143,14 +144,6 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
             console.print()
         print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
     return judgement
-
-
-def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[float]:
-    """Read numbers that are parted by commas."""
-    try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no list of numbers", f"for example {option} 8,16") from error
 
 
 def _default_folder(model: str) -> Path:

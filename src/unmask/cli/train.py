@@ -38,7 +38,7 @@ def train(
 
     Stop with Ctrl-C and give the same command again to go on. Under torchrun several processes share the work.
     """
-    from unmask.training.config import read_config
+    from unmask.training.config_file import read_config
 
     settings = read_config(config, set_ or ())
     from unmask.cli.session import prepare_process

@@ -1,16 +1,13 @@
 """The configuration of a training run: a TOML file of five tables, checked before anything is loaded (no torch)."""
 
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unmask.config import RopeConfig, TransformerConfig
-from unmask.errors import UsageError
-from unmask.registry import unknown_name
 from unmask.training.learning_rate import WarmupStableDecay
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -262,87 +259,6 @@ VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
     "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
 }
 """The tables whose other keys depend on their `name`."""
-
-
-def read_config(path: Path, settings: Sequence[str] = ()) -> TrainingConfig:
-    """Read a TOML file and change it by ``table.key=value`` settings.
-
-    Raise UsageError, with the nearest known key where one is unknown, for anything that does not belong.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "name a TOML file") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    for setting in settings:
-        _set(content, setting)
-    if isinstance(optimizer := content.get("optimizer"), dict):
-        optimizer.setdefault("name", "adamw")
-    if isinstance(model := content.get("model"), dict):
-        model.setdefault("name", "base" if "base" in model else "new")
-    try:
-        return TrainingConfig.model_validate(content)
-    except ValidationError as error:
-        _explain(error, content)
-
-
-def _set(content: dict[str, Any], setting: str) -> None:
-    """Change one value; what is not TOML by itself, such as a bare word, is a text."""
-    name, equals, text = setting.partition("=")
-    table, dot, key = name.strip().partition(".")
-    if not equals or not dot or "." in key:
-        raise UsageError(f"setting {setting!r} is not of the form table.key=value", "say run.steps=1000")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        value = text
-    values = content.setdefault(table, {})
-    if not isinstance(values, dict):
-        raise UsageError(f"{table} is no table", f"write [{table}] in the file")
-    values[key] = value
-
-
-def _explain(error: ValidationError, content: Mapping[str, Any]) -> NoReturn:
-    """Raise the first fault that pydantic found, in the file's own terms."""
-    fault = error.errors()[0]
-    path = [str(part) for part in fault["loc"]]
-    table = path[0] if path else ""
-    kind = TrainingConfig.model_fields.get(table)
-    if len(path) > 1 and path[1] in VARIANTS.get(table, {}):
-        del path[1]  # the name of the variant, which pydantic puts in
-    where = ".".join(path)
-    match fault["type"]:
-        case "extra_forbidden" if kind is None:
-            raise unknown_name("table", table, tuple(TrainingConfig.model_fields)) from error
-        case "extra_forbidden":
-            raise _unknown_key(table, path[-1], content) from error
-        case "missing":
-            raise UsageError(f"{where} is missing", "see docs/training.md") from error
-        case "union_tag_not_found":
-            raise UsageError(
-                f"{where}.name is missing", f"choose from {', '.join(VARIANTS[table])}"
-            ) from error
-        case "union_tag_invalid":
-            raise unknown_name(table, str(fault["input"].get("name")), tuple(VARIANTS[table])) from error
-    message = fault["msg"].removeprefix("Value error, ")
-    raise UsageError(f"{where}: {message}" if where else message, "see docs/training.md") from error
-
-
-def _unknown_key(table: str, key: str, content: Mapping[str, Any]) -> UsageError:
-    if table not in VARIANTS:
-        kind = TrainingConfig.model_fields[table].annotation
-        assert isinstance(kind, type)
-        assert issubclass(kind, Table)
-        return unknown_name(f"key {table}", key, tuple(kind.model_fields))
-    name = content[table]["name"]
-    users = [other for other, variant in VARIANTS[table].items() if key in variant.model_fields]
-    if users:
-        return UsageError(
-            f"{table}.{key} has no meaning when {table}.name is {name!r}",
-            f"it belongs to {' and '.join(users)}",
-        )
-    return unknown_name(f"key {table}", key, tuple(VARIANTS[table][name].model_fields))
 
 
 def _toml(value: object) -> str:

@@ -5,19 +5,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask.errors import TrainingError
 from unmask.model.checkpoint import Checkpoint, base_source
+from unmask.training.conversion_config import ConversionConfig, JointRecipe
 from unmask.training.documents import Document, DocumentFile, sample_windows
 from unmask.training.frozen_objective import BatchLoss
-from unmask.training.learning_rate import WarmupStableDecay
-from unmask.training.pupil import AdapterPupil, AnyRecipe, FrozenRecipe, JointPupil, JointRecipe, Pupil
+from unmask.training.pupil import AdapterPupil, JointPupil, Pupil
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 from unmask.training.step_loop import train
 from unmask.training.synthesis import Script, SynthesisConfig, write_batch
@@ -25,63 +24,6 @@ from unmask.training.synthesis import Script, SynthesisConfig, write_batch
 CONFIG_FILE = "conversion.json"
 STATE_FILE = "state.pt"
 DOCUMENTS_FILE = "documents.jsonl"
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class ConversionConfig(BaseModel):
-    """All that decides a conversion. The same config on the same machine gives the same adapter, interrupted or not.
-
-    With `minutes` in the place of `steps` the run ends by the clock, and only the data stays reproducible.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    """Catalogue name, folder, GGUF file or hub id of the autoregressive model."""
-    seed: int = 0
-    steps: Positive | None = None
-    """Optimiser steps."""
-    minutes: Annotated[float, Field(gt=0)] | None = None
-    """Training time, in the place of `steps`; writing the documents is not counted."""
-    synthetic_tokens: Annotated[int, Field(ge=0)] = 300_000
-    """Tokens of text that the model writes for its own training."""
-    texts: tuple[Path, ...] = ()
-    """Files of your own text: .txt or .txt.xz (documents separated by a line `<|doc|>`), or .jsonl with a "text"."""
-    text_tokens: Annotated[int, Field(ge=0)] = 100_000
-    """Tokens taken from `texts`, the same number from each file."""
-    length: Annotated[int, Field(ge=32)] = 320
-    """Tokens of a document, at most."""
-    batch_documents: Positive = 3
-    """Documents in one optimiser step."""
-    synthesis_rows: Positive = 256
-    """Documents that are written side by side."""
-    recipe: AnyRecipe = FrozenRecipe()
-    """What is trained, and towards what."""
-    block_lengths: tuple[Annotated[int, Field(ge=2)], ...] = (4, 8, 16)
-    """Canvas lengths, drawn at random, so that any of them can be chosen at inference."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 30
-    decay_share: Share = 0.5
-    """Last share of the run over which the rate falls linearly to zero."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the model; what is trained is always stored in float32."""
-    held_out_documents: Positive = 24
-    """Documents kept out of training, on which the loss is measured."""
-    save_every: Positive = 50
-    """Steps between checkpoints, and between measurements on held-out documents."""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> "ConversionConfig":
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either steps or minutes")
-        if not self.synthetic_tokens and not (self.texts and self.text_tokens):
-            raise ValueError("there is nothing to train on: give synthetic_tokens, or texts and text_tokens")
-        return self
-
-    @property
-    def learning_rates(self) -> WarmupStableDecay:
-        return WarmupStableDecay(self.recipe.learning_rate, self.warmup_steps, self.decay_share)
 
 
 @dataclass(frozen=True)

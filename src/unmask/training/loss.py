@@ -27,6 +27,11 @@ class LossSum(NamedTuple):
     weight: float = 1.0
 
 
+def optimised(losses: Mapping[str, LossSum]) -> Tensor:
+    """Return the sum of an objective's losses by their weights, over its scored tokens."""
+    return torch.stack([loss.weight * loss.total for loss in losses.values()]).sum()
+
+
 class TrainingObjective(Protocol):
     """All that the trainer knows of a model: its losses, by name, on a batch."""
 

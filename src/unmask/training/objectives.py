@@ -144,7 +144,8 @@ class Objective:
             noise.process,
             weighting=noise.weighting,
         )
-        return LossSum(losses.sum(), int(noised.trained.sum()), noise.weight)
+        copies = 2 if noise.complementary else 1
+        return LossSum(losses.sum() / copies, batch.num_scored, noise.weight)
 
 
 def _complemented(noised: Noised, clean: Tensor, twin: Tensor, process: Process) -> Noised:

@@ -4,14 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from unmask.config import AdapterConfig, LinearName
+from unmask.config import AdapterConfig
 from unmask.diffusion.masked import Masked
 from unmask.diffusion.schedule import Linear
 from unmask.errors import UsageError
@@ -21,88 +19,17 @@ from unmask.model.checkpoint import Checkpoint, save_checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.blocks import BlockConfig
+from unmask.training.conversion_config import DrafterRecipe, FrozenRecipe, JointRecipe
 from unmask.training.documents import Document
 from unmask.training.frozen_objective import BatchLoss, ObjectiveConfig, conversion_loss
 from unmask.training.learner import widened
-from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
+from unmask.training.loss import optimised
+from unmask.training.objectives import NoiseConfig, Objective
 from unmask.training.run_folder import RunFolder
 from unmask.training.soft_targets import AcceptanceLoss
 from unmask.training.streams import Cuts
 
 MODEL_FOLDER = "model"
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-
-
-class Recipe(BaseModel):
-    """One way to convert; a field that it does not have is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    learning_rate: Rate
-    """Peak rate of AdamW."""
-
-
-class FrozenRecipe(Recipe):
-    """The model stays what it was; an adapter on canvas tokens learns to predict what it would write."""
-
-    name: Literal["frozen"] = "frozen"
-    """The base untouched, an adapter beside it."""
-    learning_rate: Rate = 1e-3
-    """Peak rate of AdamW."""
-    rank: Positive = 32
-    """Rank of the adapter."""
-    alpha: Rate = 32.0
-    """The update is scaled by alpha / rank."""
-    targets: tuple[LinearName, ...] = get_args(LinearName)
-    """Linear maps that the adapter changes."""
-    drafting_share: Share = 0.7
-    """Share of fully open canvases; the others are opened at a random rate."""
-    draft_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Weight of a draft's positions: decay to the power of the place."""
-    label_share: Share = 0.5
-    """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
-
-
-class DrafterRecipe(Recipe):
-    """An adapter that exists is tuned for acceptance: its drafts, as far as the first error, against the model."""
-
-    name: Literal["drafter"] = "drafter"
-    """An adapter tuned further, for acceptance."""
-    learning_rate: Rate = 2e-4
-    """Peak rate of AdamW."""
-    adapter: str | None = None
-    """Adapter to start from; without, the model's own."""
-    support: Positive = 200
-    """Likeliest tokens of model and drafter that are compared."""
-    temperature: Rate = 3.0
-    """Temperature of both laws in the acceptance loss."""
-    eta: Annotated[float, Field(ge=0)] = 0.5
-    """How fast the loss turns from divergence to acceptance as drafts get better."""
-
-
-class JointRecipe(Recipe):
-    """All weights learn next tokens and denoising at once, on ``[clean | noisy]``."""
-
-    name: Literal["joint"] = "joint"
-    """All weights, by both losses."""
-    learning_rate: Rate = 2e-5
-    """Peak rate of AdamW."""
-    diffusion_weight: Rate = 0.3
-    """Weight of the diffusion loss beside the next-token loss."""
-    complementary: bool = False
-    """Noise every block twice, the second time where the first is clean: every token is learnt from once."""
-    next_token_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """First share of the run, which trains next tokens alone."""
-    untie_embeddings: bool = False
-    """Give a model whose output matrix is its embeddings an output matrix of its own."""
-
-
-AnyRecipe = Annotated[FrozenRecipe | DrafterRecipe | JointRecipe, Field(discriminator="name")]
-
-RECIPES: dict[str, type[Recipe]] = {"frozen": FrozenRecipe, "drafter": DrafterRecipe, "joint": JointRecipe}
 
 
 class Pupil(ABC):
@@ -202,16 +129,13 @@ class JointPupil(Pupil):
         device = self.denoiser.transformer.device
         bounds = np.cumsum([0, *map(len, documents)]).tolist()
         tokens = torch.tensor([token for document in documents for token in document], device=device)
+        batch = Batch(tokens, tuple(bounds))
         noise = torch.Generator().manual_seed(int(generator.integers(2**63)))
         objective = self.next_token if progress < self.recipe.next_token_share else self.joint
         with self._arithmetic():
-            losses = objective(Batch(tokens, tuple(bounds)), noise)
-        means = {name: loss.total / loss.num_tokens for name, loss in losses.items()}
-        total = means[NEXT_TOKEN]
-        if DIFFUSION in means:
-            total = total + self.recipe.diffusion_weight * means[DIFFUSION]
+            losses = objective(batch, noise)
         nothing = torch.empty(0)
-        return BatchLoss(total, nothing, nothing, len(tokens))
+        return BatchLoss(optimised(losses) / batch.num_scored, nothing, nothing, len(tokens))
 
     def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
         card = replace(

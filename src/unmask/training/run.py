@@ -17,7 +17,7 @@ from unmask.training.average import WeightAverage
 from unmask.training.batches import Batch, Packs
 from unmask.training.config import TrainingConfig
 from unmask.training.journal import Journal, Progress, Split, TrainingEvent
-from unmask.training.loss import LossMean, LossSum, TrainingObjective
+from unmask.training.loss import LossMean, LossSum, TrainingObjective, optimised
 from unmask.training.optimizers import build_optimizers, set_learning_rate
 from unmask.training.parallel import Workers, whole_weights
 from unmask.training.recipe import Recipe
@@ -102,9 +102,8 @@ class TrainingRun:
         with self.workers.gathered(self.module):
             for number in numbers[self.workers.rank :: self.workers.count]:
                 losses = self._forward("train", self._training, number)
-                optimised = torch.stack([loss.weight * loss.total for loss in losses.values()]).sum()
                 # Processes average their gradients; what is wanted is the sum.
-                torch.autograd.backward(optimised * (self.workers.count / num_scored))
+                torch.autograd.backward(optimised(losses) * (self.workers.count / num_scored))
                 parts.append(
                     {name: loss._replace(total=loss.total.detach()) for name, loss in losses.items()}
                 )

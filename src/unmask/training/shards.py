@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from unmask.errors import TrainingError, UsageError
 from unmask.tokenizer import Tokenizer
+from unmask.training.config import Count, Table
 
 MANIFEST_FILE = "dataset.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -22,16 +23,11 @@ SHARD_TOKENS = 2**26
 
 SplitName = Literal["train", "held_out"]
 IntArray = npt.NDArray[np.int64]
-Count = Annotated[int, Field(ge=0)]
 
 _REMEDY = "make it again with unmask data"
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ShardEntry(_Entry):
+class ShardEntry(Table):
     """One file of tokens; `digest` is the BLAKE2b of its ids."""
 
     file: str
@@ -39,7 +35,7 @@ class ShardEntry(_Entry):
     digest: str
 
 
-class SplitEntry(_Entry):
+class SplitEntry(Table):
     """The documents of one split; `num_tokens` counts an end token for each, `num_bytes` their UTF-8 text."""
 
     num_documents: Count
@@ -49,7 +45,7 @@ class SplitEntry(_Entry):
     shards: tuple[ShardEntry, ...]
 
 
-class Manifest(_Entry):
+class Manifest(Table):
     """What a folder of shards holds, and what it was made from."""
 
     format: Literal[1] = 1
