@@ -51,7 +51,7 @@ CASES = {
         "objective.schedule=polynomial:2",
         "objective.time_conditioning=true",
     ],
-    "continuous": ["objective.name=continuous"],
+    "continuous": ["objective.name=continuous", "objective.self_conditioning=false"],
 }
 SAMPLERS = {
     "masked": ("ancestral", "top-k:1", "random:1", "remdm-cap"),

@@ -79,11 +79,12 @@ class Gaussian:
         """
         dtype = torch.promote_types(z.dtype, torch.float32)
         table = self.embeddings.to(dtype)
-        # alpha / sigma^2 and half of alpha^2 / sigma^2
+        # alpha / sigma^2 and half of alpha^2 / sigma^2; all of it is one product, for K is large.
         slope = _wide((F.softplus(-gamma) / 2 - gamma / 2).exp(), z).to(dtype)
-        half = _wide((-gamma).exp() / 2, z).to(dtype)
+        half = ((-gamma).exp() / 2).expand(z.shape[:-1])[..., None].to(dtype)
+        norms = table.square().sum(-1, keepdim=True)
         with _in_full(z):
-            return slope * (z.to(dtype) @ table.T) - half * table.square().sum(-1)
+            return torch.cat([slope * z.to(dtype), -half], -1) @ torch.cat([table, norms], -1).T
 
     def mean(self, law: Tensor) -> Tensor:
         """Return the embedding that a law over tokens expects: (..., K) probabilities -> (..., E)."""

@@ -37,6 +37,7 @@ class ContinuousObjective:
         # Pieces become the rows of a matrix, padded on the right; the backbone sees what is inside only.
         streams = noisy_stream(batch.bounds)
         inside = streams.inside.to(batch.tokens.device)
+        places = inside.flatten().nonzero()[:, 0]
         clean = batch.tokens.new_zeros(inside.shape)
         clean[inside] = batch.tokens
         trained = torch.zeros_like(inside)
@@ -46,9 +47,8 @@ class ContinuousObjective:
             logits = self.denoiser.continuous(
                 noisy[inside], gamma[inside], None if belief is None else belief[inside], streams.layout
             )
-            rows = logits.new_zeros(*inside.shape, logits.shape[-1])
-            rows[inside] = logits
-            return rows
+            rows = logits.new_zeros(inside.numel(), logits.shape[-1])
+            return rows.index_copy(0, places, logits).view(*inside.shape, -1)
 
         process = self.denoiser.informed().process
         loss = gaussian_loss(
