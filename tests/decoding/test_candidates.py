@@ -152,3 +152,22 @@ def test_noise_depends_on_every_key() -> None:
     assert first != drawn(logits, places, step=3)
     tokens, accepts = (Keys.of_one(0, places, 0).noise(stream) for stream in (Stream.TOKEN, Stream.ACCEPT))
     assert (tokens != accepts).all()
+
+
+def test_min_p_keeps_what_is_within_a_factor_of_the_likeliest() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    law = sampling_law(logits, Options(temperature=1, min_p=0.3))
+    assert law.tolist() == pytest.approx([5 / 9, 2.5 / 9, 1.5 / 9, 0])
+    assert sampling_law(logits, Options(temperature=1, min_p=1)).tolist() == [1, 0, 0, 0]
+    squared = sampling_law(logits, Options(temperature=0.5, min_p=0.3))  # temperature comes first
+    assert squared.tolist() == [1, 0, 0, 0]
+
+
+def test_a_bias_comes_first_and_shows_in_the_confidence() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    greedy = Options(logit_bias=((0, 5.0), (2, -100.0)))
+    assert sampling_law(logits, greedy).tolist() == [[1, 0, 0]]
+    law = sampling_law(logits, Options(temperature=2, logit_bias=((0, 5.0),)))
+    assert law.equal(sampling_law(torch.tensor([[5.0, 1.0, 2.0]]), Options(temperature=2)))
+    candidates = propose(logits, greedy, torch.zeros(1, dtype=torch.float64))
+    assert float(candidates.confidence) == pytest.approx(1 / (1 + math.exp(-4)))

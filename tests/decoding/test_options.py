@@ -6,6 +6,7 @@ import pytest
 
 from unmask.decoding.options import DEFAULT_BLOCK_LENGTH, Options
 from unmask.decoding.rules import Threshold, TopK
+from unmask.decoding.samplers import Ancestral
 from unmask.errors import UsageError
 
 REFUSED = [
@@ -31,6 +32,20 @@ REFUSED = [
     ({"top_p": 1.5}, "top_p=1.5 in mode 'ar'"),
     ({"top_p": float("nan")}, "top_p=nan in mode 'ar'"),
     ({"top_k": -1}, "top_k=-1 in mode 'ar'"),
+    ({"min_p": 1.5}, "min_p=1.5 in mode 'ar'"),
+    ({"min_p": -0.1}, "min_p=-0.1 in mode 'ar'"),
+    ({"logit_bias": ((1, 2.0), (1, 3.0))}, "logit_bias=((1, 2.0), (1, 3.0)) in mode 'ar'"),
+    ({"logit_bias": ((-1, 2.0),)}, "logit_bias=((-1, 2.0),) in mode 'ar'"),
+    ({"logit_bias": ((1, float("inf")),)}, "logit_bias=((1, inf),) in mode 'ar'"),
+    ({"logit_bias": {1: 2.0}}, "logit_bias={1: 2.0} in mode 'ar'"),
+    ({"presence_penalty": float("nan")}, "presence_penalty=nan in mode 'ar'"),
+    ({"frequency_penalty": "1"}, "frequency_penalty='1' in mode 'ar'"),
+    (
+        {"mode": "diffusion", "sampler": Ancestral(), "presence_penalty": 1.0},
+        "presence_penalty=1.0 in mode 'diffusion': a sampler cannot count",
+    ),
+    ({"num_logprobs": -1}, "num_logprobs=-1 in mode 'ar'"),
+    ({"mode": "diffusion", "num_logprobs": 0}, "num_logprobs=0 is not supported in mode 'diffusion'"),
     ({"seed": "0"}, "seed='0' in mode 'ar'"),
     ({"seed": None}, "seed=None in mode 'ar'"),
     ({"stop": "\n"}, r"stop='\n' in mode 'ar'"),

@@ -1,5 +1,6 @@
 """The output law of speculation equals the verifier's law, by sums over every outcome."""
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from torch import Tensor
 from unmask.decoding.candidates import sampling_law
 from unmask.decoding.options import Options
 from unmask.decoding.speculation import accept, acceptance, residual
+from unmask.decoding.text_law import TextLaw
 from unmask.model.denoiser import Denoiser
 
 Law = dict[tuple[int, ...], float]
 Conditional = Callable[[tuple[int, ...]], Tensor]
-"""The verifier's law after a prefix: (V,) float64."""
+"""The law of the token after a prefix: (V,) float64."""
 
 
 def sequence_law(next_law: Conditional, vocab_size: int, length: int) -> Law:
@@ -36,15 +38,15 @@ def cells(edges: list[float]) -> list[tuple[float, float]]:
     return [((low + high) / 2, high - low) for low, high in itertools.pairwise(bounds) if high > low]
 
 
-def cycle_law(draft_law: Tensor, next_law: Conditional) -> Law:
-    """Return the law of what one call of `accept` emits, by integrating its noise exactly.
+def cycle_law(offer: Conditional, next_law: Conditional, vocab_size: int, length: int) -> Law:
+    """Return the law of what one call of `accept` emits on drafts from `offer`, by integrating its noise exactly.
 
     Its outcome is constant on boxes of the noise, whose edges are the acceptance probabilities and the
     distribution function of the next token; so its midpoints, weighted by volume, give the integral.
     """
-    length, vocab_size = draft_law.shape
     total: Counter[tuple[int, ...]] = Counter()
     for drafts in itertools.product(range(vocab_size), repeat=length):
+        draft_law = torch.stack([offer(drafts[:count]) for count in range(length)])
         offered = float(draft_law[torch.arange(length), torch.tensor(drafts)].prod())
         if not offered:
             continue
@@ -99,13 +101,14 @@ def random_laws(seed: int, vocab_size: int, length: int) -> tuple[Tensor, Condit
 @pytest.mark.parametrize(("vocab_size", "length"), [(2, 1), (3, 2), (3, 3)])
 def test_exact_law_on_random_tables(seed: int, vocab_size: int, length: int) -> None:
     draft_law, next_law = random_laws(seed, vocab_size, length)
-    found = completed(cycle_law(draft_law, next_law), next_law, vocab_size, length + 1)
+    cycle = cycle_law(lambda prefix: draft_law[len(prefix)], next_law, vocab_size, length)
+    found = completed(cycle, next_law, vocab_size, length + 1)
     assert largest_gap(found, sequence_law(next_law, vocab_size, length + 1)) < 1e-12
 
 
 def test_the_enumeration_finds_a_wrong_rule() -> None:
     draft_law, next_law = random_laws(0, 3, 2)
-    swapped = cycle_law(draft_law, lambda prefix: next_law(prefix).roll(1))
+    swapped = cycle_law(lambda prefix: draft_law[len(prefix)], lambda prefix: next_law(prefix).roll(1), 3, 2)
     wrong = completed(swapped, next_law, 3, 3)
     assert largest_gap(wrong, sequence_law(next_law, 3, 3)) > 0.01
 
@@ -117,9 +120,12 @@ def test_the_enumeration_finds_a_wrong_rule() -> None:
         Options(temperature=1.0),
         Options(temperature=0.7, top_k=3),
         Options(temperature=1.5, top_p=0.8),
+        Options(temperature=1.2, min_p=0.2, logit_bias=((2, 1.5),)),
+        Options(temperature=1.0, presence_penalty=0.8, frequency_penalty=0.5, top_k=3),
+        Options(frequency_penalty=1.0),
         Options(),
     ],
-    ids=["plain", "top-k", "top-p", "greedy"],
+    ids=["plain", "top-k", "top-p", "min-p", "penalties", "greedy-penalties", "greedy"],
 )
 def test_exact_law_on_a_tiny_transformer(
     make_denoiser: Callable[..., Denoiser], logit_shift: bool, options: Options
@@ -128,24 +134,40 @@ def test_exact_law_on_a_tiny_transformer(
     vocab_size, length = 4, 3
     model = make_denoiser(vocab_size=vocab_size, logit_shift=logit_shift, num_layers=1, sharpness=2.0)
     cache, seed = model.new_cache(8), 1
-    canvas = torch.full((length,), vocab_size)
-    draft = model.draft([seed], canvas, 0, cache)
-    draft_law = sampling_law(draft.logits, options)
-    after_seed = sampling_law(draft.next_logits[None], options)[0]
-    table: dict[tuple[int, ...], Tensor] = {(): after_seed}
+    draft = model.draft([seed], torch.full((length,), vocab_size), 0, cache)
+    text_law = TextLaw(options, [seed])
+    logits: dict[tuple[int, ...], Tensor] = {(): draft.next_logits}
+    for prefix in (p for n in range(1, length + 1) for p in itertools.product(range(vocab_size), repeat=n)):
+        logits[prefix] = model.causal(torch.tensor(prefix), 1, cache, num_heads=1)[0]
 
-    def next_law(prefix: tuple[int, ...]) -> Tensor:
-        if prefix not in table:
-            rows = model.causal(torch.tensor(prefix), 1, cache, num_heads=1)
-            table[prefix] = sampling_law(rows, options)[0]
-        return table[prefix]
+    def verifier(prefix: tuple[int, ...]) -> Tensor:
+        rows = [logits[prefix[:count]] for count in range(len(prefix) + 1)]
+        return text_law.laws(torch.stack(rows), prefix)[-1]
+
+    def autoregressive(prefix: tuple[int, ...]) -> Tensor:
+        penalised = logits[prefix].clone()
+        for token in {seed, *prefix}:
+            times = [seed, *prefix].count(token)
+            penalised[token] -= options.presence_penalty + options.frequency_penalty * times
+        return sampling_law(penalised, options)
+
+    def offer(prefix: tuple[int, ...]) -> Tensor:
+        return text_law.laws(draft.logits[: len(prefix) + 1], prefix)[-1]
 
     reference = model.causal(torch.tensor([seed]), 0, model.new_cache(8), num_heads=1)
-    torch.testing.assert_close(after_seed, sampling_law(reference, options)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(draft.next_logits, reference[0], atol=1e-5, rtol=1e-5)
     if logit_shift:  # the first draft comes from the verifier's own law, and is always accepted
-        assert torch.equal(draft_law[0], after_seed)
-    found = completed(cycle_law(draft_law, next_law), next_law, vocab_size, length + 1)
-    assert largest_gap(found, sequence_law(next_law, vocab_size, length + 1)) < 1e-12
+        assert torch.equal(offer(()), verifier(()))
+    cycle = cycle_law(cache_of(offer), cache_of(verifier), vocab_size, length)
+    found = completed(cycle, cache_of(verifier), vocab_size, length + 1)
+    assert largest_gap(found, sequence_law(autoregressive, vocab_size, length + 1)) < 1e-6
+    drawn, laws = text_law.draw(draft.logits[:length], torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64))
+    tokens = tuple(drawn.tolist())
+    assert all(torch.equal(laws[place], offer(tokens[:place])) for place in range(length))
+
+
+def cache_of(law: Conditional) -> Conditional:
+    return functools.cache(law)
 
 
 def test_greedy_is_the_longest_run_of_agreement() -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 from random_denoisers import letter_tokenizer, random_denoiser
 from unmask.decoding.generate import generate
 from unmask.decoding.generation import Generation
+from unmask.decoding.logprobs import TokenLogprobs
 from unmask.decoding.options import MODES, Options
 from unmask.decoding.rules import RULES
 from unmask.engine.engine import Engine, Progress
@@ -83,6 +85,11 @@ def random_options(generator: random.Random, *, predicts_next: bool) -> Options:
         temperature=generator.choice([0.0, 0.0, 0.7, 1.0]),
         top_k=generator.choice([0, 0, 3]),
         top_p=generator.choice([1.0, 1.0, 0.8]),
+        min_p=generator.choice([0.0, 0.0, 0.1]),
+        logit_bias=generator.choice([(), (), ((3, 4.0), (4, -100.0))]),
+        presence_penalty=generator.choice([0.0, 0.0, 2.0]),
+        frequency_penalty=generator.choice([0.0, 0.0, 1.0, -0.5]),
+        num_logprobs=None if denoises else generator.choice([None, 0, 3]),
         seed=generator.randrange(3),
         stop=generator.choice([(), (), ("ab", "c d")]),
         stop_token_ids=generator.choice([(), (0, 3)]),
@@ -128,6 +135,7 @@ def play(mix: Mix) -> Played:
     engine = Engine(mix.denoiser, TOKENIZER, **mix.sizes)
     places: dict[int, int] = {}
     told: dict[int, list[int]] = {}
+    explained: dict[int, list[TokenLogprobs]] = {}
     done: dict[int, Generation] = {}
     aborted: set[int] = set()
     num_preemptions = 0
@@ -145,7 +153,7 @@ def play(mix: Mix) -> Played:
         for place, visit in enumerate(mix.visits):
             if visit.arrival == step:
                 number = engine.add(visit.prompt, visit.options)
-                places[number], told[number] = place, []
+                places[number], told[number], explained[number] = place, [], []
             ids = [number for number, other in places.items() if other == place]
             if visit.abortion == step and ids and ids[0] not in done:
                 engine.abort(ids[0])
@@ -154,6 +162,7 @@ def play(mix: Mix) -> Played:
             assert event.request_id not in aborted | set(done)
             if isinstance(event, Progress):
                 told[event.request_id] += event.token_ids
+                explained[event.request_id] += event.logprobs
             else:
                 done[event.request_id] = event.generation
         engine.check()
@@ -164,6 +173,7 @@ def play(mix: Mix) -> Played:
     assert len(done) + len(aborted) == len(mix.visits)
     for number, generation in done.items():
         assert tuple(told[number]) == generation.token_ids
+        assert tuple(explained[number]) == (generation.logprobs or ())
     by_place = {places[number]: generation for number, generation in done.items()}
     return Played(tuple(by_place.get(place) for place in range(len(mix.visits))), num_preemptions)
 
@@ -188,6 +198,22 @@ def differences(kind: int, mix: Mix, played: Played) -> Sequence[str]:
     found = []
     for visit, ours in zip(mix.visits, played.generations, strict=True):
         wanted = truth(kind, visit.prompt, visit.options)
-        if ours is not None and essence(ours) != essence(wanted):
+        if ours is None:
+            continue
+        if essence(ours) != essence(wanted):
             found.append(f"{visit}\n  ours   {essence(ours)}\n  wanted {essence(wanted)}")
+        elif not same_logprobs(ours, wanted):
+            found.append(f"{visit}\n  ours   {ours.logprobs}\n  wanted {wanted.logprobs}")
     return found
+
+
+def same_logprobs(one: Generation, other: Generation) -> bool:
+    """Say whether log-probabilities are equal but for the rounding of sums of other shapes."""
+    if one.logprobs is None or other.logprobs is None:
+        return one.logprobs is other.logprobs
+    return len(one.logprobs) == len(other.logprobs) == one.num_tokens and all(
+        ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        and [value for _, value in ours.top] == pytest.approx([value for _, value in theirs.top], abs=1e-4)
+        and ours.logprob == pytest.approx(dict(ours.top).get(token, ours.logprob))
+        for ours, theirs, token in zip(one.logprobs, other.logprobs, one.token_ids, strict=True)
+    )

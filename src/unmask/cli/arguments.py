@@ -67,6 +67,34 @@ TopPOption = Annotated[
     float, typer.Option(help="Draw from the smallest set of tokens with this much mass.", metavar="P")
 ]
 TopKOption = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.", metavar="K")]
+MinPOption = Annotated[
+    float,
+    typer.Option(
+        help="Leave out tokens less than P times as probable as the likeliest; 0 is off.", metavar="P"
+    ),
+]
+LogitBiasOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Add a number to a token's logit, as ID=NUMBER; -100 rules it out. May be repeated.",
+        metavar="ID=NUMBER",
+    ),
+]
+PresencePenaltyOption = Annotated[
+    float, typer.Option(help="Take this from the logits of tokens written before.", metavar="X")
+]
+FrequencyPenaltyOption = Annotated[
+    float, typer.Option(help="Take this from a token's logit for each time it was written.", metavar="X")
+]
+NumLogprobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--logprobs",
+        help="ar, speculative, with --json: tell each token's log-probability under the model's own law, and the N "
+        "likeliest tokens there.",
+        metavar="N",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of all noise: same seed, same text.", metavar="N")]
 StopOption = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be repeated.", metavar="TEXT")

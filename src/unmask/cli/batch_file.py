@@ -24,6 +24,11 @@ class Settings(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    logit_bias: list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logprobs: int | None = None
     seed: int | None = None
     stop: list[str] | None = None
     stop_token: list[int] | None = None
@@ -32,13 +37,13 @@ class Settings(BaseModel):
     def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Return the defaults with what is given here in their place.
 
-        A line that sets a mode of its own does not inherit what belongs to the mode: rule, block length, steps. Nor
-        does one that gives stop tokens inherit others.
+        A line that sets a mode of its own does not inherit what belongs to the mode: rule, block length, steps,
+        log-probabilities. Nor does one that gives stop tokens inherit others.
         """
         given = self.model_dump(include=set(Settings.model_fields), exclude_none=True)
         dropped: set[str] = set()
         if given.get("mode", defaults["mode"]) != defaults["mode"]:
-            dropped |= {"rule", "block_length", "num_steps"}
+            dropped |= {"rule", "block_length", "num_steps", "logprobs"}
         if given.keys() & {"stop_token", "ignore_stop_tokens"}:
             dropped |= {"stop_token", "ignore_stop_tokens"}
         return {name: value for name, value in defaults.items() if name not in dropped} | given

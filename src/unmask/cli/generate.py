@@ -13,12 +13,17 @@ from unmask.cli.arguments import (
     DeviceOption,
     DtypeOption,
     FileOption,
+    FrequencyPenaltyOption,
     IgnoreStopTokensFlag,
     JsonFlag,
+    LogitBiasOption,
     MaxTokensOption,
+    MinPOption,
     ModeOption,
+    NumLogprobsOption,
     NumStepsOption,
     OfflineFlag,
+    PresencePenaltyOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -57,6 +62,11 @@ def generate(
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    logit_bias: LogitBiasOption = None,
+    presence_penalty: PresencePenaltyOption = 0.0,
+    frequency_penalty: FrequencyPenaltyOption = 0.0,
+    logprobs: NumLogprobsOption = None,
     seed: SeedOption = 0,
     stop: StopOption = None,
     stop_token: StopTokenOption = None,
@@ -78,6 +88,8 @@ def generate(
     """Write the answer to a prompt."""
     if watch and json:
         raise UsageError("--watch and --json both want standard output", "give one of them")
+    if logprobs is not None and not json:
+        raise UsageError("--logprobs has no place in a text", "add --json")
     if system is not None and raw:
         raise UsageError("--raw leaves no place for --system", "write the system message into the prompt")
     model_name, text = _model_and_prompt(words or [], has_file=file is not None)
@@ -92,6 +104,11 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        logit_bias=logit_bias,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logprobs=logprobs,
         seed=seed,
         stop=stop,
         stop_token=stop_token,

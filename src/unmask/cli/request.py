@@ -20,6 +20,11 @@ def decoding_options(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
+    logit_bias: list[str] | None = None,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logprobs: int | None = None,
     seed: int = 0,
     stop: list[str] | None = None,
     stop_token: list[int] | None = None,
@@ -47,6 +52,11 @@ def decoding_options(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        logit_bias=tuple(_bias(text) for text in logit_bias or ()),
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        num_logprobs=logprobs,
         seed=seed,
         stop=tuple(stop or ()),
         stop_token_ids=stop_token_ids,
@@ -56,3 +66,13 @@ def decoding_options(
 def opening(system: str | None) -> "list[Message]":
     """Return the messages that come before the user's first."""
     return [] if system is None else [{"role": "system", "content": system}]
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, number = text.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise UsageError(
+            f"--logit-bias {text!r} is not of the form ID=NUMBER", "write, say, 42=-100"
+        ) from None

@@ -47,6 +47,14 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
             f"the prompt has {len(prompt_ids)} tokens, the model's context only {config.max_positions}",
             f"shorten it to at most {config.max_positions - 1}",
         )
+    biased = [token for token, _ in options.logit_bias if token >= denoiser.vocab_size]
+    if biased:
+        raise UsageError(f"logit_bias: {biased[0]} is outside the vocabulary of {denoiser.vocab_size}")
+    if options.penalises and (denoiser.full_attention or (denoiser.mask_token_id is None and options.rule)):
+        raise UsageError(
+            "presence_penalty, frequency_penalty: this model's canvases are not filled token by token",
+            "leave them out",
+        )
     beyond = [token for token in options.stop_token_ids or () if token >= config.vocab_size]
     if beyond:
         raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")

@@ -17,7 +17,10 @@ _USUAL_NUCLEUS = 1024
 
 
 class Shaping(Protocol):
-    """What shapes a model's law before a draw: temperature 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing."""
+    """What shapes a model's law before a draw.
+
+    Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `logit_bias` is added to tokens' logits.
+    """
 
     @property
     def temperature(self) -> float: ...
@@ -25,6 +28,10 @@ class Shaping(Protocol):
     def top_k(self) -> int: ...
     @property
     def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def logit_bias(self) -> tuple[tuple[int, float], ...]: ...
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,35 @@ class Shape:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise UsageError(f"{self}: temperature and top_k must be 0 or more, top_p above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"{self}: min_p must be between 0 and 1")
+
+
+def biased(logits: Tensor, shaping: Shaping) -> Tensor:
+    """Return (..., V) logits with the shaping's bias added."""
+    if not shaping.logit_bias:
+        return logits
+    tokens, offsets = zip(*shaping.logit_bias, strict=True)
+    index = torch.tensor(tokens, device=logits.device)
+    added = torch.tensor(offsets, dtype=logits.dtype, device=logits.device)
+    return logits.index_add(-1, index, added.expand(*logits.shape[:-1], -1))
 
 
 def sampling_law(logits: Tensor, shaping: Shaping) -> Tensor:
     """Return the law that tokens are drawn from: (..., V) logits -> (..., V) float64 probabilities.
 
-    Temperature, then top-k, then top-p (Holtzman et al. 2019, arXiv 1904.09751), renormalised. Temperature 0
-    puts all mass on the first largest logit. Tokens that tie with the last one kept stay in too, so the law
-    depends on values alone.
+    Bias, then temperature, then top-k, then top-p (Holtzman et al. 2019, arXiv 1904.09751), then min-p: what is less
+    than so many times as probable as the likeliest token (Nguyen et al. 2024, arXiv 2407.01082); renormalised.
+    Temperature 0 puts all mass on the first largest logit. Tokens that tie with the last one kept stay in too, so the
+    law depends on values alone.
     """
+    logits = biased(logits, shaping)
     if shaping.temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     wide = logits.double()
@@ -57,6 +80,8 @@ def sampling_law(logits: Tensor, shaping: Shaping) -> Tensor:
     law = wide.softmax(-1)
     if shaping.top_p < 1:
         law = law.masked_fill(law < _nucleus_edge(law, shaping.top_p), 0.0)
+    if shaping.min_p:
+        law = law.masked_fill(law < shaping.min_p * law.amax(-1, keepdim=True), 0.0)
     return law / law.sum(-1, keepdim=True)
 
 
@@ -105,9 +130,9 @@ class Keys:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A proposed token for each of some positions, and what the model's own law says of it: all (...), on CPU.
+    """A proposed token for each of some positions, and what the model's law says of it: all (...), on CPU.
 
-    The statistics are those of the softmax of the logits, before temperature and cuts: `confidence` is the
+    The statistics are those of the softmax of the biased logits, before temperature and cuts: `confidence` is the
     probability of the proposed token, `highest` that of the most probable one, `entropy` is in nats, `margin` is
     the gap between the two largest probabilities.
     """
@@ -128,7 +153,9 @@ class Candidates:
 def propose(logits: Tensor, shaping: Shaping, noise: Tensor) -> Candidates:
     """Draw a candidate from each of (..., V) logits, with (...) uniforms."""
     tokens = draw(sampling_law(logits, shaping), noise.to(logits.device))
-    probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    probabilities = biased(logits, shaping).softmax(
+        -1, dtype=torch.promote_types(logits.dtype, torch.float32)
+    )
     confidence = probabilities.gather(-1, tokens[..., None])[..., 0]
     entropy = torch.special.entr(probabilities).sum(-1)
     # A vocabulary of one token has no second best.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from unmask.decoding.logprobs import TokenLogprobs
 from unmask.decoding.options import Mode, Options
 from unmask.decoding.transcript import FinishReason, Transcript
 
@@ -37,7 +38,7 @@ class Generation:
     prefill out, and `tokens_per_forward` is `num_tokens` over the latter, `None` when there was none.
     `accepted_lengths`: drafted tokens accepted in each draft-verify cycle, without the one the verifier adds.
     `decided_at`: the decode forward that decided each token, 0 for the first, which comes from the prefill.
-    `seconds`: of the phases "prefill" and "decode".
+    `seconds`: of the phases "prefill" and "decode". `logprobs`: of each token, where `num_logprobs` asked for them.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Generation:
     seconds: dict[str, float]
     seed: int
     prompt_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class Generation:
             seconds=seconds,
             seed=options.seed,
             prompt_tokens=prompt_tokens,
+            logprobs=None if options.num_logprobs is None else tuple(transcript.logprobs),
         )
 
 

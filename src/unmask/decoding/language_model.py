@@ -1,6 +1,6 @@
 """A model ready to write: a checkpoint behind the few methods that most callers need."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,11 @@ class LanguageModel:
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        num_logprobs: int | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
@@ -77,6 +82,11 @@ class LanguageModel:
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
+            logit_bias=tuple((logit_bias or {}).items()),
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            num_logprobs=num_logprobs,
             seed=seed,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from unmask.decoding.candidates import Shape
 from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
@@ -35,8 +36,12 @@ class Options:
     model a `GaussianSampler`.
     `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
     them, and a continuous model makes exactly so many, 64 unless given.
-    `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p` cut the tempered law. A greedy choice
-    survives every cut.
+    `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p`, then `min_p` cut the tempered law. A greedy choice
+    survives every cut. `logit_bias`: (token, number) pairs; the number is added to the token's logit.
+    `presence_penalty`, `frequency_penalty` (without a sampler): taken from a token's logit once if it was generated
+    before, and as often as it was. The prompt does not count.
+    `num_logprobs` (ar, speculative): so many of the likeliest tokens are told at each place, beside the token there,
+    with their log-probabilities under the model's own law of the next token: before all of the above.
     `seed`: of all noise. `stop`: strings that end the text. `stop_token_ids`: tokens that do; `()` for none.
     """
 
@@ -49,6 +54,11 @@ class Options:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_logprobs: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None
@@ -62,10 +72,12 @@ class Options:
             self._refuse("rule", "only mode 'diffusion' chooses what to commit")
             self._refuse("sampler", "only mode 'diffusion' denoises")
             self._refuse("num_steps", "only mode 'diffusion' denoises in steps")
+        else:
+            self._refuse("num_logprobs", "a canvas gives no law of a next token")
         self._check_integer("max_tokens", 1)
-        for field in ("block_length", "num_steps"):
+        for field, least in (("block_length", 1), ("num_steps", 1), ("num_logprobs", 0)):
             if getattr(self, field) is not None:
-                self._check_integer(field, 1)
+                self._check_integer(field, least)
         self._check_integer("top_k", 0)
         self._check_integer("seed", None)
         self._check(
@@ -85,6 +97,17 @@ class Options:
             "must be 0 or more and finite",
         )
         self._check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+        self._check(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
+        self._check(
+            _is_bias(self.logit_bias),
+            "logit_bias",
+            "must be a tuple of pairs, each of a token id that comes once and a finite number",
+        )
+        for field in ("presence_penalty", "frequency_penalty"):
+            self._check(_is_number(getattr(self, field)), field, "must be a finite number")
+            self._check(
+                self.sampler is None or not getattr(self, field), field, "a sampler cannot count; give a rule"
+            )
         self._check(
             isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop),
             "stop",
@@ -99,6 +122,16 @@ class Options:
             "stop_token_ids",
             "must be a tuple of token ids, each 0 or more",
         )
+
+    @property
+    def shape(self) -> Shape:
+        """What shapes the law at every place alike."""
+        return Shape(self.temperature, self.top_k, self.top_p, self.min_p, self.logit_bias)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the tokens written so far change the law of the next one."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def resolve(
         self, *, block_length: int | None, stop_token_ids: tuple[int, ...], sampler: AnySampler | None = None
@@ -142,3 +175,14 @@ def _is_integer(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_bias(value: object) -> bool:
+    if not isinstance(value, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        return False
+    tokens = [token for token, _ in value]
+    return (
+        len(set(tokens)) == len(tokens)
+        and all(_is_integer(token) and token >= 0 for token in tokens)
+        and all(_is_number(number) for _, number in value)
+    )

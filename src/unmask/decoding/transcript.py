@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from torch import Tensor
+
+from unmask.decoding.logprobs import TokenLogprobs, token_logprobs
 from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.tokenizer import Tokenizer
@@ -53,8 +56,10 @@ class Transcript:
         self._stream = TextStream(tokenizer)
         self._tail = ""
         self._limit = room
+        self._num_logprobs = options.num_logprobs
         self.token_ids: list[int] = []
         self.decided_at: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         spelled = {
             tokenizer.decode([special], skip_special=False): special for special in tokenizer.special_ids
@@ -94,6 +99,15 @@ class Transcript:
             self.finish_reason = "stop"
         elif not self.room:
             self.finish_reason = "length"
+
+    def explain(self, logits: Tensor) -> None:
+        """Note, where that was asked for, what the model's logits say of the tokens that came since the last time.
+
+        `logits`: (n, V), a row for each of them; what is left is for tokens behind the end.
+        """
+        if self._num_logprobs is not None:
+            fresh = self.token_ids[len(self.logprobs) :]
+            self.logprobs += token_logprobs(logits, fresh, self._num_logprobs)
 
     def _completes_stop(self, token: int) -> bool:
         text = self._tail + self._stream.push(token)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from unmask.decoding.admission import admit, default_sampler
 from unmask.decoding.generation import Generation
+from unmask.decoding.logprobs import TokenLogprobs
 from unmask.decoding.options import Options
+from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
@@ -29,13 +31,14 @@ _CALIBRATION_SIZES = (1, 2, 4, 8, 16, 32, 64)
 class Progress:
     """What a forward did for a request: the tokens it decided, and the canvas after them, `None` where open.
 
-    `drafts`: what is proposed and not verified yet.
+    `drafts`: what is proposed and not verified yet. `logprobs`: of the tokens, where `num_logprobs` asked for them.
     """
 
     request_id: int
     token_ids: tuple[int, ...]
     canvas: tuple[int | None, ...]
     drafts: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class Engine:
             predicts_next=self._denoiser.predicts_next,
         )
         self.scheduler.add(request)
-        self._jobs[request.number] = Job(request, options, transcript, is_planned=planned)
+        text_law = TextLaw(options, transcript.token_ids)
+        self._jobs[request.number] = Job(request, options, transcript, text_law, is_planned=planned)
         self._watches[request.number] = _Watch(time.perf_counter())
         self._num_added += 1
         return request.number
@@ -208,12 +212,13 @@ class Engine:
     def _tell(self, job: Job) -> list[Event]:
         request, watch, now = job.request, self._watches[job.request.number], time.perf_counter()
         tokens = tuple(job.transcript.token_ids[watch.num_told :])
+        logprobs = tuple(job.transcript.logprobs[watch.num_told :])
         watch.num_told += len(tokens)
         if tokens and watch.decided is None:
             watch.decided = now
         canvas = () if request.is_finished else tuple(request.canvas[request.num_leading :])
         drafts = () if request.is_finished else tuple(request.drafts)
-        events: list[Event] = [Progress(request.number, tokens, canvas, drafts)]
+        events: list[Event] = [Progress(request.number, tokens, canvas, drafts, logprobs)]
         if request.is_finished:
             self._forget(request)
             generation = Generation.of(

@@ -3,16 +3,16 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from unmask.decoding.candidates import Keys, draw, sampling_law
+from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.decoding.decision import Drift, decide
 from unmask.decoding.options import Options
 from unmask.decoding.speculation import accept
+from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.request import Kind, Request
@@ -40,15 +40,11 @@ class Job:
     request: Request
     options: Options
     transcript: Transcript
+    text_law: TextLaw
     is_planned: bool = False
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
-
-    @property
-    def shaping(self) -> tuple[float, int, float]:
-        """All that decides a sampling law besides logits."""
-        return self.options.temperature, self.options.top_k, self.options.top_p
 
     def noise(self, length: int, stream: Stream) -> Tensor:
         """Return the uniforms of `length` positions from the base on, at the coming forward: (length,) float64."""
@@ -99,15 +95,18 @@ class Runner:
                 not share.settles or request.kind != "verify"
             ):  # a verdict says how much of the drafts to count
                 request.store(share.stored_end)
-        drawing = [outcome for outcome in outcomes if outcome.kind in ("step", "draft")]
-        drawing.sort(key=lambda outcome: outcome.job.shaping)
-        for _, alike in groupby(drawing, key=lambda outcome: outcome.job.shaping):
-            _draw(list(alike))
+        alike: dict[Shape, list[_Outcome]] = {}
         for outcome in outcomes:
             if outcome.kind == "denoise":
                 self._denoise(outcome.job, outcome.logits)
             elif outcome.kind == "verify":
                 _verify(outcome.job, outcome.logits)
+            elif outcome.job.text_law.reads_text:
+                _draw_in_turn(outcome)
+            else:
+                alike.setdefault(outcome.job.options.shape, []).append(outcome)
+        for shape, drawing in alike.items():
+            _draw(drawing, shape)
 
     @torch.inference_mode()
     def measure(self, sizes: Sequence[int], *, repeats: int = 3) -> list[tuple[int, float]]:
@@ -168,9 +167,10 @@ class Runner:
             spread = logits.new_zeros(length, logits.shape[1])
             spread[is_open] = logits
             logits = spread
+        ahead = [token for token in request.canvas[request.num_leading :] if token is not None]
         decision = decide(
             options.rule,
-            logits[None],
+            job.text_law.after(logits, ahead)[None],
             is_open[None],
             options,
             Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
@@ -182,10 +182,10 @@ class Runner:
         request.commit(dict(zip(places.tolist(), tokens.tolist(), strict=True)))
 
 
-def _draw(outcomes: Sequence[_Outcome]) -> None:
+def _draw(outcomes: Sequence[_Outcome], shape: Shape) -> None:
     """Draw the tokens of steps and drafts that are shaped alike, all at once."""
     counts = [len(outcome.drawn) for outcome in outcomes]
-    law = sampling_law(torch.cat([outcome.drawn for outcome in outcomes]), outcomes[0].job.options)
+    law = sampling_law(torch.cat([outcome.drawn for outcome in outcomes]), shape)
     keys = [
         (outcome.job.options.seed, outcome.job.request.base + place, outcome.job.request.decode_number)
         for outcome, count in zip(outcomes, counts, strict=True)
@@ -195,12 +195,24 @@ def _draw(outcomes: Sequence[_Outcome]) -> None:
     noise = Keys(seeds, torch.tensor(positions)[:, None], steps).noise(Stream.TOKEN)[:, 0]
     tokens = torch.split(draw(law, noise.to(law.device)).cpu(), counts)
     for outcome, own_law, own_tokens in zip(outcomes, torch.split(law, counts), tokens, strict=True):
-        request = outcome.job.request
-        if outcome.kind == "step":
-            request.take_next(int(own_tokens[0]))
-        else:
-            outcome.job.proposal = Proposal(own_law, outcome.logits[0])
-            request.propose(own_tokens.tolist())
+        _take(outcome, own_tokens, own_law)
+
+
+def _draw_in_turn(outcome: _Outcome) -> None:
+    """Draw the tokens of a step or a draft whose laws depend on the tokens before them."""
+    noise = outcome.job.noise(len(outcome.drawn), Stream.TOKEN).to(outcome.logits.device)
+    _take(outcome, *outcome.job.text_law.draw(outcome.drawn, noise))
+
+
+def _take(outcome: _Outcome, tokens: Tensor, law: Tensor) -> None:
+    """Let a request have what was drawn for its step or its draft, from laws (B, V)."""
+    job, logits = outcome.job, outcome.logits
+    if outcome.kind == "step":
+        job.request.take_next(int(tokens[0]))
+        job.transcript.explain(logits)
+    else:
+        job.proposal = Proposal(law, logits[0])
+        job.request.propose(tokens.tolist())
 
 
 def _verify(job: Job, logits: Tensor) -> None:
@@ -208,13 +220,14 @@ def _verify(job: Job, logits: Tensor) -> None:
     request, proposal = job.request, job.proposal
     assert proposal is not None  # a draft came before
     length, device = len(request.drafts), logits.device
-    verifier_law = sampling_law(torch.cat([proposal.next_logits[None], logits]), job.options)
+    logits = torch.cat([proposal.next_logits[None], logits])
     verdict = accept(
         torch.tensor(request.drafts, device=device),
         proposal.law,
-        verifier_law,
+        job.text_law.laws(logits, request.drafts),
         job.noise(length, Stream.ACCEPT).to(device),
         job.noise(length + 1, Stream.RESIDUAL).to(device),
     )
     job.proposal = None
     request.accept(verdict.num_accepted, verdict.next_token)
+    job.transcript.explain(logits)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from unmask.decoding.admission import gaussian_sampler
-from unmask.decoding.candidates import Shape
 from unmask.decoding.gaussian_sampling import gaussian_sample
 from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Options
 from unmask.decoding.sampler import Sampler
@@ -36,7 +35,7 @@ def fill(
     tokens = torch.tensor([[*head, *([0] * num_open), *after]])
     places = torch.arange(tokens.shape[1]) - len(head)
     free = ((places >= 0) & (places < num_open))[None]
-    seeds, shape = (options.seed,), Shape(options.temperature, options.top_k, options.top_p)
+    seeds, shape = (options.seed,), options.shape
     filled: Sampled
     if denoiser.vectors is not None:
         informed, device = denoiser.informed(), denoiser.transformer.device

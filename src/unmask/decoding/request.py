@@ -1,0 +1,159 @@
+"""The state of one generation in the reference loop, and the forwards it can make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.admission import admit
+from unmask.decoding.candidates import Keys
+from unmask.decoding.canvas import Canvas
+from unmask.decoding.generation import Generation, Phase, Snapshot
+from unmask.decoding.options import Options
+from unmask.decoding.sampler import Sampler
+from unmask.decoding.samplers import Unmask
+from unmask.decoding.text_law import TextLaw
+from unmask.decoding.transcript import Transcript
+from unmask.diffusion.denoising import DenoiserFunction
+from unmask.model.cache import KVCache
+from unmask.model.denoiser import Denoiser, Draft
+from unmask.rng import Stream
+from unmask.tokenizer import Tokenizer
+
+
+@dataclass
+class Request:
+    """One generation. Its last decided token is the seed: not yet stored, in a model with next tokens."""
+
+    denoiser: Denoiser
+    prompt_ids: tuple[int, ...]
+    options: Options
+    transcript: Transcript
+    text_law: TextLaw
+    cache: KVCache
+    num_forwards: int = 0
+    num_decode_forwards: int = 0
+    accepted_lengths: list[int] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls, denoiser: Denoiser, tokenizer: Tokenizer, prompt_ids: Sequence[int], options: Options
+    ) -> "Request":
+        room = admit(denoiser, prompt_ids, options)
+        transcript = Transcript(tokenizer, options, room=room)
+        text_law = TextLaw(options, transcript.token_ids)
+        capacity = 0 if denoiser.full_attention else len(prompt_ids) + room
+        cache = denoiser.new_cache(capacity)
+        return cls(denoiser, tuple(prompt_ids), options, transcript, text_law, cache)
+
+    @property
+    def decided(self) -> list[int]:
+        """Prompt and generated tokens together."""
+        return [*self.prompt_ids, *self.transcript.token_ids]
+
+    @property
+    def num_decided(self) -> int:
+        """How many they are: the position of the next token."""
+        return len(self.prompt_ids) + len(self.transcript.token_ids)
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What fills the canvases, where the loop by rule does not: it needs masks, and a causal stream."""
+        options, denoiser = self.options, self.denoiser
+        if isinstance(options.sampler, Sampler):
+            return options.sampler
+        if denoiser.full_attention or denoiser.mask_token_id is None:
+            return None if options.rule is None else Unmask(options.rule)
+        return None
+
+    def blank_canvas(self, room: int) -> Canvas:
+        """Return an open canvas of the block length, or of `room` when that is less."""
+        assert self.options.block_length is not None  # resolve
+        assert self.denoiser.mask_token_id is not None  # open
+        return Canvas.blank(min(self.options.block_length, room), self.denoiser.mask_token_id)
+
+    def free_canvas(self) -> tuple[Tensor, Tensor]:
+        """Return a row (1, L) of free tokens, and which ones are free: what a whole sequence shows before is given."""
+        assert self.options.block_length is not None  # resolve
+        length = min(self.options.block_length, self.transcript.room)
+        given = self.decided if self.denoiser.full_attention else []
+        tokens = torch.tensor([*given, *[0] * length])[None]
+        return tokens, torch.arange(tokens.shape[1])[None] >= len(given)
+
+    def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
+        """Run tokens after the prompt from `start` on: (num_heads, V) logits."""
+        self.count()
+        return self.denoiser.causal(tokens, start, self.cache, num_heads=num_heads)
+
+    def draft(self, canvas: Canvas, start: int, belief: Tensor | None = None) -> Draft:
+        """Run the canvas at `start`, and before it the last decided token and any other that is not stored yet."""
+        self.count()
+        share = canvas.open.double().mean()
+        return self._run_canvas(canvas.tokens, start, share, belief)
+
+    def denoise(self, start: int) -> DenoiserFunction:
+        """Return the denoiser of a canvas at `start`: of the whole sequence where the model sees it whole."""
+        if self.denoiser.full_attention:
+            return self.denoiser.whole
+
+        def run(tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
+            draft = self._run_canvas(tokens[0], start, time[0], None if belief is None else belief[0])
+            return draft.logits[None, : tokens.shape[1], : self.denoiser.vocab_size]
+
+        return run
+
+    def _run_canvas(self, tokens: Tensor, start: int, time: Tensor, belief: Tensor | None) -> Draft:
+        first = min(self.cache.lengths[0], start - 1)
+        pending = self.decided[first:start]
+        return self.denoiser.draft(pending, tokens, first, self.cache, time=time, belief=belief)
+
+    def step(self) -> Snapshot:
+        """Decide one token with one causal forward of the seed."""
+        seed = torch.tensor(self.transcript.token_ids[-1:])
+        self.append_next(self.causal(seed, self.num_decided - 1, num_heads=1))
+        return self.snapshot("step")
+
+    def append_next(self, logits: Tensor) -> None:
+        """Draw the next token from the (1, V) logits after the last one."""
+        token, _ = self.text_law.draw(logits, self.noise([self.num_decided], Stream.TOKEN))
+        self.write(token.tolist(), logits)
+
+    def write(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """Decide the next tokens, whose laws the (n, V) logits are, or the first rows of more."""
+        for token in tokens:
+            self.transcript.append(token, self.num_decode_forwards)
+        self.transcript.explain(logits)
+
+    def noise(self, positions: Sequence[int], stream: Stream) -> Tensor:
+        """Return the uniforms of some positions at the present forward: (M,) float64."""
+        noise = Keys.of_one(self.options.seed, positions, self.num_decode_forwards).noise(stream)[0]
+        return noise.to(self.denoiser.transformer.device)
+
+    def snapshot(self, phase: Phase, canvas: Canvas | None = None, num_before: int | None = None) -> Snapshot:
+        """Describe the present state; the canvas, if any, begins after `num_before` tokens (default: all)."""
+        tokens: tuple[int | None, ...] = ()
+        steps: tuple[int | None, ...] = ()
+        if canvas is not None:
+            rows = zip(canvas.tokens.tolist(), canvas.decided_at.tolist(), canvas.open.tolist(), strict=True)
+            pairs = [(None, None) if is_open else (token, step) for token, step, is_open in rows]
+            tokens, steps = tuple(token for token, _ in pairs), tuple(step for _, step in pairs)
+        done = self.transcript.token_ids[:num_before]
+        decided_at = (*self.transcript.decided_at[:num_before], *steps)
+        return Snapshot(phase, tuple(done), tokens, decided_at, self.num_forwards)
+
+    def generation(self, seconds: dict[str, float]) -> Generation:
+        """Return the result of a finished request."""
+        return Generation.of(
+            self.transcript,
+            self.options,
+            prompt_tokens=len(self.prompt_ids),
+            num_forwards=self.num_forwards,
+            num_decode_forwards=self.num_decode_forwards,
+            accepted_lengths=self.accepted_lengths,
+            seconds=seconds,
+        )
+
+    def count(self) -> None:
+        self.num_forwards += 1
+        self.num_decode_forwards += 1
