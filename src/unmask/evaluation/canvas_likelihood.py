@@ -16,7 +16,7 @@ from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.evaluation.canvas_blocks import CanvasBlocks
 from unmask.evaluation.continuations import Continuation, Likelihood
 from unmask.evaluation.gaussian_likelihood import gaussian_bound
-from unmask.evaluation.likelihood import block_bound, bound, duel_nll
+from unmask.evaluation.likelihood import Estimate, block_bound, bound, duel_nll
 from unmask.evaluation.scoring import LogLikelihood
 
 
@@ -42,8 +42,8 @@ class Bound:
         process, card = _process(model, "bound"), model.checkpoint.card
         block_length = options.block_length or card.block_length
 
-        def whole(each: Continuation) -> float:
-            estimate = bound(
+        def whole(each: Continuation) -> Estimate:
+            return bound(
                 model.denoiser.whole,
                 _row(each),
                 process,
@@ -51,10 +51,9 @@ class Bound:
                 num_samples=self.num_samples,
                 scored=_scored(each),
             )
-            return float(estimate.mean)
 
-        def by_blocks(each: Continuation) -> float:
-            estimate = block_bound(
+        def by_blocks(each: Continuation) -> Estimate:
+            return block_bound(
                 CanvasBlocks(model.denoiser),
                 _row(each),
                 process,
@@ -63,17 +62,16 @@ class Bound:
                 num_samples=self.num_samples,
                 num_given=len(each.tokens) - each.num_scored,
             )
-            return float(estimate.mean)
 
-        return _each(whole if model.denoiser.full_attention else by_blocks)
+        return _estimated(whole if model.denoiser.full_attention else by_blocks)
 
     def _continuous(self, model: LanguageModel, options: Options) -> Likelihood:
         informed, ports = model.denoiser.informed(), model.denoiser.conditioning
         has_belief = ports is not None and ports.belief is not None
         device = model.denoiser.transformer.device
 
-        def whole(each: Continuation) -> float:
-            estimate = gaussian_bound(
+        def whole(each: Continuation) -> Estimate:
+            return gaussian_bound(
                 Reconsidered(informed) if has_belief else informed,
                 _row(each).to(device),
                 informed.process,
@@ -81,9 +79,8 @@ class Bound:
                 num_samples=self.num_samples,
                 scored=_scored(each).to(device),
             )
-            return float(estimate.mean)
 
-        return _each(whole)
+        return _estimated(whole)
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,17 @@ def _each(nats: Callable[[Continuation], float]) -> Likelihood:
         return [LogLikelihood(-nats(each), None, each.num_scored) for each in continuations]
 
     return likelihood
+
+
+def _estimated(estimate: Callable[[Continuation], Estimate]) -> Likelihood:
+    """Estimate a bound on -log p one continuation after the other, with its standard error."""
+
+    def one(each: Continuation) -> LogLikelihood:
+        found = estimate(each)
+        error = float(found.standard_error)
+        return LogLikelihood(-float(found.mean), None, each.num_scored, standard_error=error)
+
+    return lambda continuations: [one(each) for each in continuations]
 
 
 def _process(model: LanguageModel, likelihood: str) -> Process:

@@ -1,5 +1,6 @@
 """A language model as tasks see it, in any mode and with any rule."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -177,7 +178,10 @@ def _sum(answers: Sequence[LogLikelihood]) -> LogLikelihood:
         if any(answer.is_greedy is None for answer in answers)
         else all(answer.is_greedy for answer in answers)
     )
-    return LogLikelihood(nats, is_greedy, num_tokens)
+    errors = [answer.standard_error for answer in answers]
+    is_exact = any(error is None for error in errors)
+    error = None if is_exact else math.hypot(*(error or 0.0 for error in errors))
+    return LogLikelihood(nats, is_greedy, num_tokens, standard_error=error)
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

@@ -41,13 +41,15 @@ Request = LikelihoodRequest | GenerationRequest
 class LogLikelihood:
     """The log-likelihood of a continuation in nats, and whether each of its tokens was the likeliest, None if unknown.
 
-    `num_dropped`: tokens cut off at the context's beginning because the model's window is too short.
+    `num_dropped`: tokens cut off at the context's beginning because the model's window is too short. `standard_error`:
+    in nats, where `nats` are an estimate; `None` where they are exact.
     """
 
     nats: float
     is_greedy: bool | None
     num_tokens: int
     num_dropped: int = 0
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
