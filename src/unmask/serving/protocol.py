@@ -1,0 +1,213 @@
+"""The requests of OpenAI's API, and of this server's own routes.
+
+Every field is honoured or refused, see `fields`; a field that is not here is refused as unknown.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from unmask.serving.fields import Only, Refused, ServingMode
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+
+
+class Body(BaseModel):
+    """A JSON object with known fields only, without conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a surrogate without its other half has no UTF-8 form") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""A string that is text: JSON can spell some that are not."""
+Word = Annotated[Text, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+DIFFUSION_ONLY: tuple[ServingMode, ...] = ("diffusion",)
+WITH_CANVAS: tuple[ServingMode, ...] = ("diffusion", "speculative", "auto")
+
+
+class StreamOptions(Body):
+    """What a stream tells besides text."""
+
+    include_usage: bool | None = Field(None, description="A last chunk with the token counts of the request.")
+    include_obfuscation: Annotated[Any, Refused("chunks are not padded", (False,))] = None
+
+
+class Generating(Body):
+    """What completions and chat completions have in common."""
+
+    model: Text | None = Field(None, description="The served model's name; may be left out.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Answers; number i is drawn with seed + i.")
+    seed: int | None = Field(
+        None, ge=-(2**62), lt=2**62, description="Of all noise; one is chosen and told when it is left out."
+    )
+    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="Texts that end the answer and are not part of it."
+    )
+    stream: bool | None = Field(None, description="Server-sent events: text as soon as it is decided.")
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Annotated[Any, Refused("it is not built yet", (0,))] = None
+    presence_penalty: Annotated[Any, Refused("it is not built yet", (0,))] = None
+    logit_bias: Annotated[Any, Refused("it is not built yet")] = None
+    response_format: Annotated[Any, Refused("it is not built yet")] = None
+    user: Text | None = Field(None, max_length=256, description="Written to the server's log.")
+
+    mode: ServingMode | None = Field(None, description="How to write; the server's own mode if left out.")
+    rule: Annotated[Text | None, Only(DIFFUSION_ONLY, "only diffusion chooses what to commit")] = Field(
+        None, description="What to commit after a forward, say threshold:0.9."
+    )
+    block_length: Annotated[
+        int | None, Only(WITH_CANVAS, "an autoregressive step has no canvas"), Field(ge=1, le=4096)
+    ] = Field(None, description="Most open positions at a time.")
+    num_steps: Annotated[
+        int | None, Only(DIFFUSION_ONLY, "only diffusion denoises in steps"), Field(ge=1, le=4096)
+    ] = Field(None, description="Most denoise forwards per block.")
+    top_k: int = Field(0, ge=0, lt=2**31, description="Draw from the K likeliest tokens; 0 is off.")
+    min_p: Annotated[Any, Refused("it is not built yet", (0,))] = None
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=MAX_STOPS, description="Tokens that end the answer, in the place of the model's own."
+    )
+    stream_canvas: bool | None = Field(
+        None, description="In a stream: after every forward also the canvas, open positions null."
+    )
+
+    @model_validator(mode="after")
+    def _streams(self) -> "Generating":
+        if not self.stream and (self.stream_options is not None or self.stream_canvas):
+            name = "stream_options" if self.stream_options is not None else "stream_canvas"
+            raise ValueError(f"{name} needs stream=true")
+        return self
+
+
+class CompletionRequest(Generating):
+    """POST /v1/completions."""
+
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]] = Field(
+        description="One prompt or several, as text or as token ids."
+    )
+    max_tokens: int | None = Field(
+        16, ge=1, lt=2**31, description="Most tokens of an answer; null: what fits."
+    )
+    echo: bool | None = Field(None, description="Begin every answer with its prompt.")
+    suffix: Annotated[Any, Refused("it is not built yet", ("",))] = None
+    logprobs: Annotated[Any, Refused("it is not built yet")] = None
+    best_of: Annotated[Any, Refused("answers are not ranked; ask for n and choose", (1,))] = None
+
+
+class TextPart(Body):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart]
+    name: Annotated[Any, Refused("chat templates have no place for it")] = None
+    refusal: Annotated[Any, Refused("this server's models write no refusals")] = None
+    audio: Annotated[Any, Refused("this server's models know text only")] = None
+    function_call: Annotated[Any, Refused("it is the predecessor of tool_calls")] = None
+
+
+class ChatRequest(Generating):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="As max_completion_tokens.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="Most tokens of an answer; null: what fits."
+    )
+    logprobs: Annotated[Any, Refused("it is not built yet", (False,))] = None
+    top_logprobs: Annotated[Any, Refused("it is not built yet", (0,))] = None
+    tools: Annotated[Any, Refused("it is not built yet")] = None
+    tool_choice: Annotated[Any, Refused("it is not built yet", ("none",))] = None
+    parallel_tool_calls: bool | None = Field(
+        None, description="An answer has one call at most, so both hold."
+    )
+    safety_identifier: Text | None = Field(None, max_length=256, description="Written to the server's log.")
+
+    audio: Annotated[Any, Refused("this server's models write text only")] = None
+    function_call: Annotated[Any, Refused("it is the predecessor of tool_choice")] = None
+    functions: Annotated[Any, Refused("it is the predecessor of tools")] = None
+    metadata: Annotated[Any, Refused("nothing is stored")] = None
+    modalities: Annotated[Any, Refused("this server's models write text only", (["text"],))] = None
+    moderation: Annotated[Any, Refused("texts are not moderated")] = None
+    prediction: Annotated[Any, Refused("drafts come from the model itself, see mode")] = None
+    prompt_cache_key: Annotated[Any, Refused("prefixes are found by their tokens")] = None
+    prompt_cache_options: Annotated[Any, Refused("prefixes are found by their tokens")] = None
+    prompt_cache_retention: Annotated[Any, Refused("prefixes stay until room is needed")] = None
+    reasoning_effort: Annotated[Any, Refused("there is no separate reasoning", ("none",))] = None
+    service_tier: Annotated[Any, Refused("there is one tier", ("auto", "default"))] = None
+    store: Annotated[Any, Refused("nothing is stored", (False,))] = None
+    verbosity: Annotated[Any, Refused("ask for it in the prompt")] = None
+    web_search_options: Annotated[Any, Refused("there is no web search")] = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit; give one")
+        return self
+
+
+class EmbeddingsRequest(BaseModel):
+    """POST /v1/embeddings, which is refused whatever it asks for."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: a `prompt`, or the `messages` of a conversation in the model's template."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    model: Text | None = None
+    tokens: list[TokenId]
+
+
+class ScoreRequest(Body):
+    """POST /v1/score: how probable are continuations of a context?"""
+
+    model: Text | None = None
+    context: Text = Field("", description="What comes before; empty is a text's beginning.")
+    continuations: list[Word] = Field(min_length=1, max_length=MAX_CHOICES)
+    mode: Literal["ar", "speculative", "diffusion"] | None = Field(
+        None,
+        description="ar, speculative: exact. diffusion: a lower bound, estimated with its standard error.",
+    )
+    num_samples: Annotated[
+        int | None,
+        Only(DIFFUSION_ONLY, "the autoregressive likelihood is exact"),
+        Field(ge=2, le=1024),
+    ] = Field(None, description="Draws of the bound, 32 unless given.")
+    seed: Annotated[
+        int | None, Only(DIFFUSION_ONLY, "the autoregressive likelihood is exact"), Field(ge=0, lt=2**62)
+    ] = Field(None, description="Of the bound's noise, 0 unless given.")
+    block_length: Annotated[
+        int | None, Only(DIFFUSION_ONLY, "the autoregressive likelihood has no blocks"), Field(ge=1, le=4096)
+    ] = Field(None, description="Of the bound; the model's own unless given.")

@@ -1,0 +1,57 @@
+"""What a request has ordered of the engine, and what comes of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from unmask.decoding.options import Options
+from unmask.engine.engine import Event, Finished
+from unmask.serving.errors import ServingError
+
+
+@dataclass(frozen=True)
+class Order:
+    """One answer to write: what the engine is to be given. `is_planned`: ar or speculative, as the planner likes."""
+
+    prompt_ids: tuple[int, ...]
+    options: Options
+    is_planned: bool = False
+
+
+Arrival = tuple[int, Event] | ServingError
+
+
+class Ticket:
+    """The answers that a request waits for; iterate over it for their events, with the number of the answer.
+
+    Ends when all are finished. Raises ServingError when the server gives up on them. Whoever has a ticket must close
+    it, which aborts what is not finished.
+    """
+
+    def __init__(self, orders: tuple[Order, ...], on_close: Callable[["Ticket"], None]) -> None:
+        self.orders, self.created = orders, time.perf_counter()
+        self._on_close = on_close
+        self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
+        self._num_open = len(orders)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is not finished, as far as its reader has come."""
+        return self._num_open > 0
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        while self.is_open:
+            arrival = await self._arrivals.get()
+            if isinstance(arrival, ServingError):
+                raise arrival
+            self._num_open -= isinstance(arrival[1], Finished)
+            yield arrival
+
+    def put(self, arrival: Arrival) -> None:
+        """Hand over an event, or the reason why there will be none."""
+        self._arrivals.put_nowait(arrival)
+
+    def close(self) -> None:
+        """Give up what is not finished; its pages return before the next forward."""
+        self._on_close(self)
