@@ -110,3 +110,11 @@ SystemOption = Annotated[str | None, typer.Option(help="System message of the co
 FileOption = Annotated[
     Path | None, typer.Option(help="Read the prompt from this file.", metavar="FILE", show_default=False)
 ]
+
+MaxRequestsOption = Annotated[int, typer.Option(help="Most requests that run at the same time.", metavar="N")]
+TokenBudgetOption = Annotated[
+    int, typer.Option(help="Most tokens in one forward; longer prompts run in chunks.", metavar="N")
+]
+CacheMibOption = Annotated[
+    int, typer.Option("--cache-mib", help="Memory for keys and values, in MiB.", metavar="N")
+]

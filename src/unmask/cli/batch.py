@@ -13,6 +13,7 @@ from unmask.cli.arguments import (
     DEFAULT_MODEL,
     AdapterOption,
     BlockLengthOption,
+    CacheMibOption,
     DebugFlag,
     DeviceOption,
     DtypeOption,
@@ -20,6 +21,7 @@ from unmask.cli.arguments import (
     IgnoreStopTokensFlag,
     JsonFlag,
     LogitBiasOption,
+    MaxRequestsOption,
     MaxTokensOption,
     MinPOption,
     NumLogprobsOption,
@@ -33,13 +35,14 @@ from unmask.cli.arguments import (
     StopTokenOption,
     SystemOption,
     TemperatureOption,
+    TokenBudgetOption,
     TopKOption,
     TopPOption,
 )
 from unmask.cli.output import print_json, print_line
 from unmask.cli.request import decoding_options, opening
 from unmask.cli.run_bar import RunBar
-from unmask.cli.session import open_model
+from unmask.cli.session import open_engine, open_model
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,15 +133,9 @@ def batch(
     raw: Annotated[
         bool, typer.Option("--raw", help="Give the model bare prompts, without a chat template.")
     ] = False,
-    max_requests: Annotated[
-        int, typer.Option(help="Most requests that run at the same time.", metavar="N")
-    ] = 32,
-    token_budget: Annotated[
-        int, typer.Option(help="Most tokens in one forward; longer prompts run in chunks.", metavar="N")
-    ] = 512,
-    cache_mib: Annotated[
-        int, typer.Option("--cache-mib", help="Memory for keys and values, in MiB.", metavar="N")
-    ] = 1024,
+    max_requests: MaxRequestsOption = 32,
+    token_budget: TokenBudgetOption = 512,
+    cache_mib: CacheMibOption = 1024,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "cpu",
@@ -182,7 +179,7 @@ def batch(
             requests.append(_request(line, entry, language_model, defaults, system, raw=raw, origin=origin))
         except UsageError as error:
             raise UsageError(f"{file}, line {line}: {error.message}", error.remedy) from error
-    engine = _engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
+    engine = open_engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
     out = file.with_suffix(".answers.jsonl") if out is None else out
     with AnswerFile(out) as answers, RunBar() as bar:
         tally = _run(engine, requests, answers, bar)
@@ -225,24 +222,6 @@ def _request(
         prompt_ids = model.encode(entry.prompt or "", raw=raw)
     digest = hashlib.sha256(f"{origin} {prompt_ids} {options} {is_planned}".encode()).hexdigest()[:16]
     return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, is_planned, digest)
-
-
-def _engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, max_requests: int) -> "Engine":
-    from unmask.engine.engine import DEFAULT_PAGE_SIZE, Engine
-    from unmask.engine.paged_cache import PagedCache
-
-    transformer = model.denoiser.transformer
-    page_bytes = PagedCache.page_bytes(transformer.config, DEFAULT_PAGE_SIZE, transformer.dtype)
-    num_pages = cache_mib * 2**20 // page_bytes
-    if num_pages < 1:
-        raise UsageError(f"--cache-mib {cache_mib} holds no page of {page_bytes} bytes", "give more")
-    return Engine(
-        model.denoiser,
-        model.tokenizer,
-        num_pages=num_pages,
-        token_budget=token_budget,
-        max_requests=max_requests,
-    )
 
 
 def _run(engine: "Engine", requests: list[_Request], answers: "AnswerFile", bar: RunBar) -> _Tally:

@@ -11,6 +11,7 @@ from unmask.runtime import thread_count, tune_allocator
 
 if TYPE_CHECKING:
     from unmask.decoding.language_model import LanguageModel
+    from unmask.engine.engine import Engine
     from unmask.model.checkpoint import Precision
 
 
@@ -50,6 +51,25 @@ def open_model(
             offline=offline,
             progress=progress,
         )
+
+
+def open_engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, max_requests: int) -> "Engine":
+    """Return an engine whose keys and values take so much memory."""
+    from unmask.engine.engine import DEFAULT_PAGE_SIZE, Engine
+    from unmask.engine.paged_cache import PagedCache
+
+    transformer = model.denoiser.transformer
+    page_bytes = PagedCache.page_bytes(transformer.config, DEFAULT_PAGE_SIZE, transformer.dtype)
+    num_pages = cache_mib * 2**20 // page_bytes
+    if num_pages < 1:
+        raise UsageError(f"--cache-mib {cache_mib} holds no page of {page_bytes} bytes", "give more")
+    return Engine(
+        model.denoiser,
+        model.tokenizer,
+        num_pages=num_pages,
+        token_budget=token_budget,
+        max_requests=max_requests,
+    )
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
