@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,14 +31,13 @@ from unmask.cli.output import print_json, print_note
 from unmask.cli.request import decoding_options
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
+from unmask.cli.tables import print_tables
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
     from unmask.evaluation.average import Average
     from unmask.evaluation.tasks.task import Task
     from unmask.evaluation.zero_shot import EvaluationEvent, EvaluationReport
-
-_FILE_COLUMNS = 160
 
 
 def eval(
@@ -173,7 +171,7 @@ def _print_tasks(tasks: "dict[str, Task]", *, json: bool) -> None:
         table.add_column(heading, no_wrap=heading == "task")
     for row in rows:
         table.add_row(*(Text(str(row[heading])) for heading in headings))
-    _print_table(table)
+    print_tables(table)
 
 
 def _print_report(report: "EvaluationReport") -> None:
@@ -188,15 +186,7 @@ def _print_report(report: "EvaluationReport") -> None:
             name, count, *rest = (task.task, items, *speed) if index == 0 else ("",) * 4
             style = "bold" if metric == task.metric else ""
             table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), *rest)))
-    _print_table(table)
-
-
-def _print_table(table: Table) -> None:
-    """Print a table, in full width where there is no terminal to fit it to."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_COLUMNS
-    console.print(table)
+    print_tables(table)
 
 
 def _with_error(score: "Average") -> str:

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from unmask.cli.arguments import (
     DEFAULT_MODEL,
@@ -23,6 +21,7 @@ from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json, print_note
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import prepare_process
+from unmask.cli.tables import add_row, new_table, print_tables, shown
 from unmask.errors import FailureError
 
 if TYPE_CHECKING:
@@ -138,10 +137,8 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
             pictures = []
             bar.print(f"no pictures: {error}")
     if show:
-        console = Console(highlight=False)
-        for table in (_text_table, _speculation_table, _agreement_table, _kinds_table):
-            console.print(table(judgement))
-            console.print()
+        tables = (_text_table, _speculation_table, _agreement_table, _kinds_table)
+        print_tables(*(table(judgement) for table in tables))
         print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
     return judgement
 
@@ -151,25 +148,14 @@ def _default_folder(model: str) -> Path:
     return folder / "judgement" if folder.is_dir() else Path(f"judgement-{folder.name}")
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(cell) for cell in cells))
-
-
 def _text_table(judgement: "Judgement") -> Table:
-    table = _table("held-out text", "text", "tokens", "law", "perplexity", "bits per byte")
+    table = new_table("held-out text", "text", "tokens", "law", "perplexity", "bits per byte")
     for score in judgement.texts:
         laws = {"base": score.base, "ar": score.ar, **score.bounds}
         known = {law: likelihood for law, likelihood in laws.items() if likelihood is not None}
         for place, (law, likelihood) in enumerate(known.items()):
             bound = "≤ " if law in score.bounds else ""
-            _row(
+            add_row(
                 table,
                 *(("", "") if place else (Path(score.source).name, f"{score.num_tokens:,}")),
                 law,
@@ -189,18 +175,18 @@ def _text_table(judgement: "Judgement") -> Table:
 
 def _speculation_table(judgement: "Judgement") -> Table:
     first = judgement.settings[0].overall
-    table = _table(
+    table = new_table(
         f"the same text in fewer forwards: {first.num_prompts} prompts, ± standard error over prompts",
         *("setting", "tokens/cycle", "tokens/forward", "tokens/s", "x ar", "text of ar"),
     )
     for scores in judgement.settings:
         overall = scores.overall
         if overall.agreement is None:
-            _row(
+            add_row(
                 table,
                 scores.setting.name,
-                _shown(_per_cycle(overall)),
-                _shown(overall.tokens_per_forward),
+                shown(_per_cycle(overall)),
+                shown(overall.tokens_per_forward),
                 "" if overall.tokens_per_s is None else f"{overall.tokens_per_s:.1f}",
                 "" if overall.speed_over_ar is None else f"{overall.speed_over_ar:.2f}",
                 f"{overall.num_equal_to_ar} of {overall.num_prompts}",
@@ -209,17 +195,17 @@ def _speculation_table(judgement: "Judgement") -> Table:
 
 
 def _agreement_table(judgement: "Judgement") -> Table:
-    table = _table(
+    table = new_table(
         "share of tokens as in mode ar",
         *("setting", "tokens/forward", "up to a difference", "overall", "text of ar"),
     )
     for scores in judgement.settings:
         overall, agreement = scores.overall, scores.overall.agreement
         if agreement is not None:
-            _row(
+            add_row(
                 table,
                 scores.setting.name,
-                _shown(overall.tokens_per_forward),
+                shown(overall.tokens_per_forward),
                 str(agreement.before_difference),
                 str(agreement.overall),
                 f"{overall.num_equal_to_ar} of {overall.num_prompts}",
@@ -229,16 +215,14 @@ def _agreement_table(judgement: "Judgement") -> Table:
 
 def _kinds_table(judgement: "Judgement") -> Table:
     kinds = list(judgement.settings[0].kinds)
-    table = _table("by kind of prompt: tokens per cycle, else per forward", "setting", *kinds)
+    table = new_table("by kind of prompt: tokens per cycle, else per forward", "setting", *kinds)
     for scores in judgement.settings:
         values = [_per_cycle(scores.kinds[kind]) or scores.kinds[kind].tokens_per_forward for kind in kinds]
-        _row(table, scores.setting.name, *("" if value is None else f"{value.mean:.2f}" for value in values))
+        add_row(
+            table, scores.setting.name, *("" if value is None else f"{value.mean:.2f}" for value in values)
+        )
     return table
 
 
 def _per_cycle(scores: "Scores") -> "Average | None":
     return None if scores.acceptance is None else scores.acceptance.tokens_per_cycle
-
-
-def _shown(value: "Average | None") -> str:
-    return "" if value is None else str(value)

@@ -25,10 +25,26 @@ from unmask.cli.judge import judge
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
 from unmask.cli.serve import serve
+from unmask.cli.sol import sol
 from unmask.cli.synthesize import synthesize
 from unmask.cli.train import train
 
-COMMANDS = (generate, batch, serve, chat, demo, data, train, synthesize, convert, judge, eval, models, doctor)
+COMMANDS = (
+    generate,
+    batch,
+    serve,
+    chat,
+    demo,
+    data,
+    train,
+    synthesize,
+    convert,
+    judge,
+    eval,
+    sol,
+    models,
+    doctor,
+)
 """In the order of the help page; a command is called like its function."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unmask.errors import FailureError
 from unmask.evaluation.average import Average
+from unmask.evaluation.figure import error_bars, new_figure
 from unmask.evaluation.judgement import Judgement
 from unmask.evaluation.trials import Scores, SettingScores
 
@@ -24,7 +24,7 @@ def draw(judgement: Judgement, folder: Path) -> list[Path]:
     paths = []
     for name, (draw_on, num_panels, is_there) in pictures.items():
         if is_there:
-            figure = _figure(num_panels)
+            figure = new_figure(num_panels)
             draw_on(figure.subplots(1, num_panels, squeeze=False)[0], judgement)
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1], dpi=130)
@@ -37,7 +37,7 @@ def draw(judgement: Judgement, folder: Path) -> list[Path]:
 def draw_curve(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the metrics of a conversion, the lines of its metrics.jsonl; FailureError where matplotlib is missing."""
     keys = [key for key in ("loss", "tokens_per_cycle") if any(line.get(key) is not None for line in curve)]
-    figure = _figure(len(keys))
+    figure = new_figure(len(keys))
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for split, style in (("train", {"color": "0.8", "lw": 0.8}), ("held_out", {"marker": "o", "ms": 3})):
             lines = [line for line in curve if line.get("split") == split and line.get(key) is not None]
@@ -46,14 +46,6 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set(xlabel="step", ylabel=key.replace("_", " "))
         axis.legend(frameon=False)
     figure.savefig(path, dpi=130)
-
-
-def _figure(num_panels: int) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FailureError("pictures need matplotlib", "pip install 'unmask[plot]'") from error
-    return Figure(figsize=(1 + 4.5 * num_panels, 3.8), layout="constrained")
 
 
 def _speculative(judgement: Judgement) -> list[SettingScores]:
@@ -77,7 +69,7 @@ def _acceptance(axes: Sequence[Any], judgement: Judgement) -> None:
             np.arange(len(kinds)) + shift,
             [np.nan if value is None else value.mean for value in averages],
             width,
-            yerr=_errors(averages),
+            yerr=error_bars(averages),
             label=scores.setting.name,
             error_kw={"lw": 0.7},
         )
@@ -88,7 +80,7 @@ def _acceptance(axes: Sequence[Any], judgement: Judgement) -> None:
         by_place.errorbar(
             range(1, len(shares) + 1),
             [share.mean for share in shares],
-            yerr=_errors(shares),
+            yerr=error_bars(shares),
             marker="o",
             ms=3,
             lw=1,
@@ -117,8 +109,8 @@ def _agreement(axes: Sequence[Any], judgement: Judgement) -> None:
         axis.errorbar(
             x,
             [value.mean for value in y],
-            xerr=_errors(forwards),
-            yerr=_errors(y),
+            xerr=error_bars(forwards),
+            yerr=error_bars(y),
             marker="o",
             ms=4,
             lw=1,
@@ -136,8 +128,3 @@ def _agreement(axes: Sequence[Any], judgement: Judgement) -> None:
 
 def _per_cycle(scores: Scores) -> Average | None:
     return None if scores.acceptance is None else scores.acceptance.tokens_per_cycle
-
-
-def _errors(averages: Sequence[Average | None]) -> list[float]:
-    """Return the lengths of the error bars, zero where there is no error to show."""
-    return [0.0 if value is None else value.standard_error or 0.0 for value in averages]

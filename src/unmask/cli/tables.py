@@ -1,0 +1,54 @@
+"""Tables of measurements: headings, rows of plain text, numbers to the right."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unmask.cli.run_bar import RunBar
+from unmask.errors import FailureError
+
+if TYPE_CHECKING:
+    from unmask.evaluation.average import Average
+
+_FILE_COLUMNS = 160
+
+
+def new_table(title: str, *headings: str) -> Table:
+    """Return an empty table; all columns but the first hold numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables, in full width where there is no terminal to fit them to."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_COLUMNS
+    for table in tables:
+        console.print(table)
+        console.print()
+
+
+def shown(value: "Average | None") -> str:
+    """Return an average with its standard error, nothing for None."""
+    return "" if value is None else str(value)
+
+
+def drawn(draw: Callable[[], Path], bar: RunBar) -> list[Path]:
+    """Draw a picture and return its path; where it cannot be drawn, say why."""
+    try:
+        return [draw()]
+    except FailureError as error:
+        bar.print(f"no picture: {error}")
+        return []

@@ -1,0 +1,82 @@
+"""Ways to decode, named as on the command line, and what a prompt gives in one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unmask.decoding.generate import generate
+from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.options import Mode, Options
+from unmask.decoding.rules import RULES
+from unmask.decoding.samplers import parse_sampler
+
+SERIAL_RULE = "top-k:1"
+"""One token per forward, the most confident one: what mode diffusion writes when it takes its time."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """The options that decide how a generation is decoded; `rule` and `sampler` are texts such as `threshold:0.9`.
+
+    Raises UsageError for what `Options` refuses.
+    """
+
+    mode: Mode
+    rule: str | None = None
+    sampler: str | None = None
+    block_length: int | None = None
+    num_steps: int | None = None
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.options(max_tokens=1)
+
+    @property
+    def name(self) -> str:
+        """What the way is called in files and tables."""
+        choice = self.rule or self.sampler
+        words = [
+            *([choice] if choice else [self.mode]),
+            *([] if self.block_length is None else [f"block {self.block_length}"]),
+            *([] if self.num_steps is None else [f"{self.num_steps} steps"]),
+            *([] if self.temperature == 0 else [f"temperature {self.temperature:g}"]),
+        ]
+        return ", ".join(words)
+
+    def options(self, *, max_tokens: int, seed: int = 0) -> Options:
+        """Return the options of one generation."""
+        return Options(
+            mode=self.mode,
+            max_tokens=max_tokens,
+            block_length=self.block_length,
+            rule=None if self.rule is None else RULES.parse(self.rule),
+            sampler=None if self.sampler is None else parse_sampler(self.sampler),
+            num_steps=self.num_steps,
+            temperature=self.temperature,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What one prompt gave in one way. `num_forwards` has the prefill in it; `seconds` are those of decoding."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    num_forwards: int
+    num_decode_forwards: int
+    seconds: float
+
+
+def write(
+    model: LanguageModel, prompt_ids: Sequence[int], way: Way, *, max_tokens: int, seed: int = 0
+) -> Writing:
+    """Decode a prompt in one way; block length and stop tokens that it leaves open are those of the model's card."""
+    options = model.resolve(way.options(max_tokens=max_tokens, seed=seed))
+    generation = generate(model.denoiser, model.tokenizer, prompt_ids, options)
+    return Writing(
+        generation.token_ids,
+        generation.text,
+        generation.num_forwards,
+        generation.num_decode_forwards,
+        round(generation.seconds["decode"], 6),
+    )
