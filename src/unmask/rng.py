@@ -30,19 +30,26 @@ class Stream(IntEnum):
 
 
 def uniforms(
-    seeds: Sequence[int], positions: npt.ArrayLike, steps: Sequence[int], stream: Stream
+    seeds: Sequence[int],
+    positions: npt.ArrayLike,
+    steps: Sequence[int],
+    stream: Stream,
+    *,
+    draws: npt.ArrayLike = 0,
 ) -> npt.NDArray[np.float64]:
     """Return the uniforms in [0, 1) of B rows: B seeds, (B, L) positions and B steps, all 0 or more -> (B, L).
 
-    Each is the first double of numpy's Philox with key (seed, stream) and counter (position, step); here all of
-    them are computed at once, fifty times faster than a generator for each.
+    `draws`: numbers, broadcast to (B, L), that tell apart several draws at one place. Each uniform is the first double
+    of numpy's Philox with key (seed, stream) and counter (position, step, draw); here all of them are computed at once,
+    fifty times faster than a generator for each.
     """
     places = np.ascontiguousarray(positions).astype(np.uint64)
     nothing = np.zeros_like(places)
+    numbers = np.asarray(draws).astype(np.uint64) + nothing
     key = np.array([[seed % _UINT64] for seed in seeds], np.uint64) + nothing, nothing + np.uint64(stream)
     # numpy's generator counts up before its first block.
     counter = places + np.uint64(1), np.array([[step] for step in steps], np.uint64) + nothing
-    word = _philox(key, (*counter, nothing, nothing))
+    word = _philox(key, (*counter, numbers, nothing))
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

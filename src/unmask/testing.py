@@ -51,9 +51,10 @@ def check_lossless(
     """
     if options.mode != "speculative" or options.temperature != 0:
         raise ValueError(f"check_lossless needs greedy options of mode 'speculative', not {options}")
+    steps = replace(options, mode="ar", block_length=None, tree_size=None, num_predrafts=None)
     for index, prompt in enumerate(prompts):
         ours = generate(denoiser, tokenizer, prompt, options)
-        truth = generate(denoiser, tokenizer, prompt, replace(options, mode="ar", block_length=None))
+        truth = generate(denoiser, tokenizer, prompt, steps)
         if ours.token_ids != truth.token_ids:
             pairs = enumerate(zip_longest(ours.token_ids, truth.token_ids))
             place, (token, wanted) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])

@@ -75,11 +75,16 @@ def truth(denoiser_kind: int, prompt: tuple[int, ...], options: Options) -> Gene
 def random_options(generator: random.Random, *, predicts_next: bool) -> Options:
     mode = generator.choice(MODES) if predicts_next else "diffusion"
     canvas = mode != "ar"
+    block_length = generator.randint(1, 7) if canvas else None
+    tree_size = generator.choice([None, 1, 3, 7]) if mode == "speculative" else None
+    num_predrafts = generator.choice([None, 0, 1, 2, 9]) if mode == "speculative" else None
     denoises = mode == "diffusion"
     return Options(
         mode=mode,
         max_tokens=generator.randint(1, 18),
-        block_length=generator.randint(1, 7) if canvas else None,
+        block_length=block_length,
+        tree_size=tree_size,
+        num_predrafts=num_predrafts if block_length != 1 else None,
         rule=RULES.parse(generator.choice(RULE_TEXTS)) if denoises else None,
         num_steps=generator.choice([None, 1, 2, 3]) if denoises else None,
         temperature=generator.choice([0.0, 0.0, 0.7, 1.0]),
@@ -116,7 +121,9 @@ def random_mix(seed: int) -> tuple[int, Mix]:
     sizes = {
         "page_size": page_size,
         "num_pages": most + generator.choice([0, 1, 3, 40]),
-        "token_budget": generator.choice([8, 12, 24, 200]),
+        "token_budget": max(
+            generator.choice([8, 12, 24, 200]), *(1 + v.options.most_proposed for v in visits), 8
+        ),
         "max_requests": generator.choice([1, 2, 4, 8]),
     }
     return kind, Mix(denoiser, sizes, tuple(visits))

@@ -17,6 +17,7 @@ from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
 from unmask.decoding.request import Request
 from unmask.decoding.sampling import Sampled, sampling
 from unmask.decoding.speculation import accept
+from unmask.decoding.tree_speculation import speculate
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.rng import Stream
 from unmask.tokenizer import Tokenizer
@@ -218,6 +219,9 @@ def _speculative(request: Request) -> Iterator[Snapshot]:
 
     The verifier's last token always comes along, so a cycle drafts no more than fits beside it.
     """
+    if not request.options.is_linear:
+        yield from speculate(request)
+        return
     transcript = request.transcript
     while not transcript.is_finished:
         if transcript.room == 1:

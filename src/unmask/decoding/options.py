@@ -36,6 +36,9 @@ class Options:
     model a `GaussianSampler`.
     `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
     them, and a continuous model makes exactly so many, 64 unless given.
+    `tree_size` (speculative): most candidates of a draft, several at a place; without it there is one at each.
+    `num_predrafts` (speculative): so many of the likeliest places where a verification may stop have their next draft
+    in the same forward.
     `temperature`: 0 is greedy; `top_k` (0 is off), then `top_p`, then `min_p` cut the tempered law. A greedy choice
     survives every cut. `logit_bias`: (token, number) pairs; the number is added to the token's logit.
     `presence_penalty`, `frequency_penalty` (without a sampler): taken from a token's logit once if it was generated
@@ -51,6 +54,8 @@ class Options:
     rule: Rule | None = None
     sampler: AnySampler | None = None
     num_steps: int | None = None
+    tree_size: int | None = None
+    num_predrafts: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -74,10 +79,24 @@ class Options:
             self._refuse("num_steps", "only mode 'diffusion' denoises in steps")
         else:
             self._refuse("num_logprobs", "a canvas gives no law of a next token")
+        if self.mode != "speculative":
+            self._refuse("tree_size", "only mode 'speculative' verifies drafts")
+            self._refuse("num_predrafts", "only mode 'speculative' verifies drafts")
         self._check_integer("max_tokens", 1)
-        for field, least in (("block_length", 1), ("num_steps", 1), ("num_logprobs", 0)):
+        for field, least in (
+            ("block_length", 1),
+            ("num_steps", 1),
+            ("tree_size", 1),
+            ("num_predrafts", 0),
+            ("num_logprobs", 0),
+        ):
             if getattr(self, field) is not None:
                 self._check_integer(field, least)
+        self._check(
+            not self.num_predrafts or self.block_length != 1,
+            "num_predrafts",
+            "a pre-draft says nothing of its first place; give a block_length of 2 or more",
+        )
         self._check_integer("top_k", 0)
         self._check_integer("seed", None)
         self._check(
@@ -127,6 +146,17 @@ class Options:
     def shape(self) -> Shape:
         """What shapes the law at every place alike."""
         return Shape(self.temperature, self.top_k, self.top_p, self.min_p, self.logit_bias)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether speculation is one draft, and then its verification."""
+        return self.tree_size is None and not self.num_predrafts
+
+    @property
+    def most_proposed(self) -> int:
+        """The most tokens that a verification runs: the candidates, and the canvases of the pre-drafts."""
+        length = self.block_length or 0
+        return (self.tree_size or length) + (self.num_predrafts or 0) * length
 
     @property
     def penalises(self) -> bool:

@@ -109,9 +109,9 @@ class Request:
         return self.denoiser.draft(pending, tokens, first, self.cache, time=time, belief=belief)
 
     def step(self) -> Snapshot:
-        """Decide one token with one causal forward of the seed."""
-        seed = torch.tensor(self.transcript.token_ids[-1:])
-        self.append_next(self.causal(seed, self.num_decided - 1, num_heads=1))
+        """Decide one token with one causal forward of the seed, and before it what else is not stored yet."""
+        first = min(self.cache.lengths[0], self.num_decided - 1)
+        self.append_next(self.causal(torch.tensor(self.decided[first:]), first, num_heads=1))
         return self.snapshot("step")
 
     def append_next(self, logits: Tensor) -> None:

@@ -120,9 +120,11 @@ class Engine:
         stays the autoregressive one, and so does greedy text; which tokens are drawn from it depends on the choices.
         Raises UsageError for what the model or the engine cannot do, and then takes nothing.
         """
-        if planned and options.mode != "speculative":
+        if planned and not (options.mode == "speculative" and options.is_linear):
+            beside = "" if options.is_linear else " with a tree or pre-drafts"
             raise UsageError(
-                f"mode {options.mode!r} cannot be planned", "plan requests of mode 'speculative'"
+                f"mode {options.mode!r}{beside} cannot be planned",
+                "plan requests of mode 'speculative' that leave both out",
             )
         options = options.resolve(
             block_length=None, stop_token_ids=(), sampler=default_sampler(self._denoiser)
@@ -139,6 +141,7 @@ class Engine:
             PageTable(self.scheduler.pool),
             options.mode,
             block_length=options.block_length or 0,
+            most_beside=0 if options.is_linear else options.most_proposed,
             num_steps=options.num_steps,
             looks_back=self._denoiser.logit_shift,
             predicts_next=self._denoiser.predicts_next,
@@ -172,7 +175,7 @@ class Engine:
         drafted = {
             share.request: len(share.request.drafts)
             for share in batch.shares
-            if share.settles and share.request.kind == "verify"
+            if share.settles and share.request.kind == "verify" and self._is_linear(share.request)
         }
         self._runner.run(batch.shares, self._jobs)
         for request, num_drafted in drafted.items():
@@ -245,6 +248,9 @@ class Engine:
             if (job := self._jobs[request.number]).is_planned
         }
         self.choice = self.planner.plan(planned) if planned else None
+
+    def _is_linear(self, request: Request) -> bool:
+        return self._jobs[request.number].options.is_linear
 
     def _num_untold(self, request: Request) -> int:
         return len(request.written.token_ids) - self._watches[request.number].num_told

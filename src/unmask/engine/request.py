@@ -32,11 +32,14 @@ class Request:
 
     `number`: its place in the order of arrival. `mode`: "ar", "diffusion" or "speculative", which may change whenever
     nothing is open; with it `block_length`, the most positions of a canvas (0 without one).
+    `most_beside`: most tokens that a verification runs after decided ones, where these are not a block's drafts alone.
     `num_steps`: most denoise forwards of a canvas. `looks_back`: a canvas position is predicted from the one before it
     (logit shift). `predicts_next`: the causal stream gives laws, else canvases do alone.
 
     `num_stored`: leading positions whose keys and values are in the pages of `table`. `canvas`: its decided tokens,
-    `None` where open; empty before its first forward. `drafts`: tokens that wait for their verification.
+    `None` where open; empty before its first forward. `drafts`: tokens that wait for their verification, which stores
+    them; `num_beside`: how many others it runs, other candidates and pre-drafts. `needs_law`: it has to give the law of
+    the first draft too, which no draft forward told.
     `next_is_causal`: the next token comes from the causal stream's law, whatever the mode.
     """
 
@@ -46,6 +49,7 @@ class Request:
     table: PageTable
     mode: str
     block_length: int = 0
+    most_beside: int = 0
     num_steps: int | None = None
     looks_back: bool = True
     predicts_next: bool = True
@@ -56,6 +60,8 @@ class Request:
     canvas_decided_at: list[int] = field(default_factory=list)
     num_denoised: int = 0
     drafts: list[int] = field(default_factory=list)
+    num_beside: int = 0
+    needs_law: bool = False
     accepted_lengths: list[int] = field(default_factory=list)
     next_is_causal: bool = field(init=False)
 
@@ -108,7 +114,7 @@ class Request:
         """How many tokens after `base` the next forward settles: the canvas, or the drafts."""
         match self.kind:
             case "verify":
-                return len(self.drafts)
+                return len(self.drafts) + self.num_beside
             case "draft":  # the verifier's own token comes along
                 return min(self.block_length, self.written.room - 1)
             case "denoise":
@@ -121,6 +127,7 @@ class Request:
         """The first position that must run: the first not stored, or one before if its state is needed again."""
         kind = self.kind
         needs_last = kind in ("step", "draft") or (kind == "denoise" and self.looks_back)
+        needs_last = needs_last or (kind == "verify" and self.needs_law)
         return min(self.num_stored, self.base - int(needs_last))
 
     @property
@@ -170,17 +177,27 @@ class Request:
     def propose(self, drafts: Sequence[int]) -> None:
         """Take the proposals of a draft forward."""
         self._count()
-        self.drafts = list(drafts)
+        self.plan_verification(drafts)
+
+    def plan_verification(
+        self, drafts: Sequence[int], *, num_beside: int = 0, needs_law: bool = False
+    ) -> None:
+        """Let the next forward verify drafts, and run so many tokens beside them."""
+        self.drafts, self.num_beside, self.needs_law = list(drafts), num_beside, needs_law
 
     def accept(self, num_accepted: int, next_token: int) -> None:
         """Take the leading drafts that a verification accepted, and its own token after them."""
+        self.accept_path(self.drafts[:num_accepted], next_token, num_stored=num_accepted)
+
+    def accept_path(self, accepted: Sequence[int], next_token: int, *, num_stored: int) -> None:
+        """Take the tokens that a verification accepted and its own after them; so many of them it has stored."""
         self._count()
-        base, accepted = self.num_decided, self.drafts[:num_accepted]
-        self.accepted_lengths.append(num_accepted)
-        self.drafts = []
+        base = self.num_decided
+        self.accepted_lengths.append(len(accepted))
+        self.plan_verification(())
         for token in [*accepted, next_token]:
             self._write(token)
-        self.store(base + num_accepted)
+        self.store(base + num_stored)
 
     def forget_stored(self) -> None:
         """Release every page; what is decided, open or drafted stays."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
 from unmask.decoding.decision import Drift, decide
 from unmask.decoding.options import Options
+from unmask.decoding.proposal import Moment, propose
+from unmask.decoding.proposal import Proposal as TreeProposal
 from unmask.decoding.speculation import accept
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
@@ -45,6 +47,12 @@ class Job:
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
+    tree: TreeProposal | None = None
+
+    def moment(self, step: int) -> Moment:
+        """Return where and when the forward `step` draws the nodes of trees."""
+        request = self.request
+        return Moment(self.options, self.text_law, request.num_decided, step, request.written.room)
 
     def noise(self, length: int, stream: Stream) -> Tensor:
         """Return the uniforms of `length` positions from the base on, at the coming forward: (length,) float64."""
@@ -99,6 +107,8 @@ class Runner:
         for outcome in outcomes:
             if outcome.kind == "denoise":
                 self._denoise(outcome.job, outcome.logits)
+            elif not outcome.job.options.is_linear and outcome.kind != "step":
+                _speculate(outcome)
             elif outcome.kind == "verify":
                 _verify(outcome.job, outcome.logits)
             elif outcome.job.text_law.reads_text:
@@ -133,6 +143,9 @@ class Runner:
         match request.kind:
             case "verify":
                 drafts = request.drafts
+                if job.tree is not None:
+                    assert mask is not None  # admit
+                    return job.tree.part(row, share.begin, tokens, mask)
                 return Part(row, share.begin, [*tokens, *drafts], num_laws=len(drafts))
             case "step":
                 canvas = ()
@@ -231,3 +244,23 @@ def _verify(job: Job, logits: Tensor) -> None:
     job.proposal = None
     request.accept(verdict.num_accepted, verdict.next_token)
     job.transcript.explain(logits)
+
+
+def _speculate(outcome: _Outcome) -> None:
+    """Take what a draft or the verification of a tree settles, and the next tree where drafts for it came along."""
+    job, request = outcome.job, outcome.job.request
+    step = request.decode_number
+    if outcome.kind == "draft":
+        request.propose(())
+        offered, next_logits = outcome.logits[1:], outcome.logits[0]
+    else:
+        assert job.tree is not None  # a draft came before
+        settled = job.tree.settle(outcome.logits, job.moment(step))
+        job.tree, next_logits = None, None
+        request.accept_path(settled.accepted, settled.next_token, num_stored=settled.num_stored)
+        job.transcript.explain(settled.logits)
+        if settled.offered is None or request.is_finished:
+            return
+        offered = settled.offered
+    job.tree = propose(offered, next_logits, job.moment(step))
+    request.plan_verification(job.tree.trunk, num_beside=job.tree.num_beside, needs_law=next_logits is None)

@@ -71,10 +71,11 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn; raises UsageError for one that could never run alone."""
-        least = 1 + request.block_length
+        least = 1 + max(request.block_length, request.most_beside)
         if least > self.token_budget:
+            what = "its tree and its pre-drafts need" if request.most_beside else "needs"
             raise UsageError(
-                f"block_length={request.block_length} needs forwards of {least} tokens; "
+                f"block_length={request.block_length} {what} forwards of {least} tokens; "
                 f"the engine's token_budget is {self.token_budget}",
                 "shorten the block or raise the budget",
             )
