@@ -43,7 +43,9 @@ def test_every_import_is_a_dependency() -> None:
         for name in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     ours = modules - set(sys.stdlib_module_names) - {"unmask"}
-    extras = (PROJECT["optional-dependencies"][name] for name in ("plot", "eval", "harness", "serve", "train"))
+    extras = (
+        PROJECT["optional-dependencies"][name] for name in ("plot", "eval", "harness", "serve", "train")
+    )
     ours_too = (*PROJECT["dependencies"], *(item for extra in extras for item in extra))
     declared = {bare_name(item).replace("-", "_") for item in ours_too}
     assert ours <= declared

@@ -24,6 +24,7 @@ from unmask.cli.generate import generate
 from unmask.cli.judge import judge
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
+from unmask.cli.roofline import roofline
 from unmask.cli.serve import serve
 from unmask.cli.sol import sol
 from unmask.cli.synthesize import synthesize
@@ -42,6 +43,7 @@ COMMANDS = (
     judge,
     eval,
     sol,
+    roofline,
     models,
     doctor,
 )
