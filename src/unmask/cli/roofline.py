@@ -55,41 +55,6 @@ def roofline(
 
     Stop with Ctrl-C and give the same command again to go on.
     """
-    from unmask.benchmark.roofline import Roofline, RooflineEvent
-
-
-def roofline(
-    model: OptionalModel = DEFAULT_MODEL,
-    *,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder of the report; what was timed there is not timed again.", metavar="FOLDER"),
-    ] = Path("roofline"),
-    queries: Annotated[
-        str, typer.Option(help="Tokens per row of a forward, parted by commas; 1 among them.", metavar="N,N")
-    ] = "1,2,4,8,16,32,64",
-    batches: Annotated[str, typer.Option(help="Rows of a forward.", metavar="N,N")] = "1,2,4,8",
-    contexts: Annotated[str, typer.Option(help="Cached tokens of each row.", metavar="N,N")] = "64,512",
-    tokens_per_forward: Annotated[
-        str, typer.Option(help="Of modes whose crossover with ar is wanted.", metavar="X,X")
-    ] = "1.5,2,3,6",
-    repeats: Annotated[int, typer.Option(help="Of every forward; the median counts.", metavar="N")] = 7,
-    adapter: AdapterOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    offline: OfflineFlag = False,
-    json: JsonFlag = False,
-    debug: DebugFlag = False,
-) -> None:
-    """Measure this machine's matrix rate and bandwidth, and a model's forwards under that roof.
-
-    Stop with Ctrl-C and give the same command again to go on.
-    """
-    sizes = [
-        read_numbers(text, option, int)
-        for text, option in ((queries, "--queries"), (batches, "--batches"), (contexts, "--contexts"))
-    ]
-    speeds = read_numbers(tokens_per_forward, "--tokens-per-forward", float)
     from unmask.benchmark.roofline import REPORT_FILE, RooflineConfig, measure_roofline
     from unmask.benchmark.roofline_picture import draw_roofline
 
