@@ -279,6 +279,18 @@ def test_a_gaussian_sampler_is_refused_by_a_model_of_tokens() -> None:
         generate(built.denoiser, built.tokenizer, [1], options)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [("flow:0,2", "num_steps=0"), ("flow:4,1", "num_samples=1"), ("flow", "noise is on tokens")],
+)
+def test_a_flow_needs_steps_samples_and_vectors(likelihood: str, message: str, tmp_path: Path) -> None:
+    table = config().model_dump() | {"objective": {"name": "diffusion"}}
+    built = Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
+    model = exported(built, tmp_path / "model")
+    with pytest.raises(UsageError, match=message):
+        ModelScorer(model, Options(mode="diffusion"), LIKELIHOODS.parse(likelihood))
+
+
 def test_a_continuous_model_is_no_base(tmp_path: Path) -> None:
     exported(learner(), tmp_path / "model")
     table = config().model_dump() | {"model": {"name": "base", "base": str(tmp_path / "model")}}
@@ -332,6 +344,12 @@ def test_tasks_see_a_continuous_model(tmp_path: Path) -> None:
     assert answers[0].nats == answers[1].nats < 0
     with pytest.raises(UsageError, match="likelihood 'duel': this model's noise is Gaussian"):
         ModelScorer(model, options, LIKELIHOODS.parse("duel"))
+    flow = ModelScorer(model, options, LIKELIHOODS.parse("flow:3,2"))
+    (answer,) = flow.loglikelihood([LikelihoodRequest("ab", "cd")])
+    assert answer.nats < 0
+    assert answer.standard_error is not None
+    assert answer.standard_error > 0
+    assert flow.settings["likelihood"] == "Flow(num_steps=3, num_samples=2)"
     Watched.seen.clear()
     filling = fill(Watched(**vars(model.denoiser)), [1, 2], 3, [4, 5], options)
     assert (len(filling.tokens), filling.num_forwards) == (3, 3)

@@ -215,8 +215,8 @@ def test_windows_keep_to_the_budget_and_repeat_with_the_seed(tmp_path: Path) -> 
     ]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
-    assert all(32 <= len(window) <= 64 for window in draws[0])
-    assert 400 <= sum(map(len, draws[0])) < 400 + 64
+    assert all(32 <= len(window.ids) <= 64 for window in draws[0])
+    assert 400 <= sum(len(window.ids) for window in draws[0]) < 400 + 64
 
 
 def test_a_half_written_batch_of_documents_is_written_again(tmp_path: Path) -> None:

@@ -62,8 +62,12 @@ def convert(
         int, typer.Option(help="Tokens of training text that the model writes itself.", metavar="N")
     ] = 300_000,
     text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Your own text: .txt, .txt.xz or .jsonl; may be repeated.", metavar="FILE"),
+        list[str] | None,
+        typer.Option(
+            help="Your own text: .txt, .txt.xz or .jsonl with texts or messages; may be repeated. With :WEIGHT behind "
+            "them, each has its share of --text-tokens.",
+            metavar="FILE[:WEIGHT]",
+        ),
     ] = None,
     text_tokens: Annotated[int, typer.Option(help="Tokens taken from those files.", metavar="N")] = 100_000,
     length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
@@ -97,14 +101,17 @@ def convert(
     Stop with Ctrl-C and give the same command again to go on.
     """
     from unmask.training.config_file import parse_setting
+    from unmask.training.mixture import parse_mixture
 
+    texts, weights = parse_mixture(text or ())
     settings = {
         "model": model,
         "seed": seed,
         "steps": DEFAULT_STEPS if steps is None and minutes is None else steps,
         "minutes": minutes,
         "synthetic_tokens": synthetic_tokens,
-        "texts": [str(path) for path in text or []],
+        "texts": texts,
+        "text_weights": weights,
         "text_tokens": text_tokens,
         "length": length,
         "block_lengths": read_numbers(block_lengths, "--block-lengths", int),

@@ -169,7 +169,7 @@ class Conversion:
         synthesis = SynthesisConfig(length=config.length, batch_size=config.synthesis_rows)
         script = Script.of(self.checkpoint.tokenizer)
 
-        def write(batch: int) -> list[Document]:
+        def write(batch: int) -> list[list[int]]:
             return write_batch(
                 self.checkpoint.transformer,
                 script.head,
@@ -191,10 +191,16 @@ class Conversion:
             num_tokens=config.text_tokens,
             length=config.length,
             seed=config.seed,
+            weights=config.text_weights,
         )
-        shuffled = written + read
-        order = np.random.default_rng(config.seed).permutation(len(shuffled))
-        return [shuffled[index] for index in order]
+        least = min(config.block_lengths)
+        usable = [
+            document
+            for document in (*map(Document.of_text, written), *read)
+            if any(end - begin >= least for begin, end in document.learnt)
+        ]
+        order = np.random.default_rng(config.seed).permutation(len(usable))
+        return [usable[index] for index in order]
 
     def _restore(self) -> None:
         path = self.folder.path / STATE_FILE

@@ -74,7 +74,7 @@ class Learner:
         generator = torch.Generator().manual_seed(config.run.seed)
         base = _load_base(config.model.base, tokenizer) if isinstance(config.model, BaseModelTable) else None
         size = tokenizer.vocab_size if base is None else base.transformer.config.vocab_size
-        noise = _noise(table, size, base) if isinstance(table, DiffusionTable) else None
+        noise = _noise(table, size, base, tokenizer.eos_id) if isinstance(table, DiffusionTable) else None
         mask = None if noise is None else noise.process.mask_token_id
         num_rows = size if mask is None else max(size, mask + 1)
         transformer = _transformer(config, base, num_rows, generator)
@@ -217,7 +217,9 @@ def _load_base(source: str, tokenizer: Tokenizer) -> Checkpoint:
     return base
 
 
-def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> NoiseConfig:
+def _noise(
+    table: DiffusionTable, vocab_size: int, base: Checkpoint | None, end_token_id: int | None
+) -> NoiseConfig:
     mask = None if base is None else base.card.mask_token_id
     process = build_process(
         table.process, vocab_size, vocab_size if mask is None else mask, SCHEDULES.parse(table.schedule)
@@ -234,6 +236,7 @@ def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> N
         complementary=table.complementary,
         belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
         weight=table.diffusion_weight if isinstance(table, JointTable) else 1.0,
+        end_token_id=end_token_id,
     )
 
 

@@ -239,6 +239,7 @@ class TrainingRun:
             num_tokens=self.config.run.forward_tokens,
             start_token_id=self.shards.manifest.end_token_id,
             seed=seed,
+            weights=self.shards.manifest.weights,
         )
 
     def _rest(self) -> State:
