@@ -76,7 +76,8 @@ def eval(
         str | None,
         typer.Option(
             help="How choices are scored: ar (exact, the default in modes ar and speculative), bound:32 (samples of "
-            "the diffusion bound, the default in mode diffusion), duel (exact under the rule).",
+            "the diffusion bound, the default in mode diffusion), duel (exact under the rule), flow:16,2 (steps and "
+            "samples of the probability flow of a continuous model).",
             metavar="KIND",
             show_default=False,
         ),
