@@ -20,6 +20,7 @@ from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
 from unmask.cli.eval import eval
 from unmask.cli.failure import Failure
+from unmask.cli.frontier import frontier
 from unmask.cli.generate import generate
 from unmask.cli.judge import judge
 from unmask.cli.models import models
@@ -44,6 +45,7 @@ COMMANDS = (
     eval,
     sol,
     roofline,
+    frontier,
     models,
     doctor,
 )
