@@ -28,11 +28,28 @@ AdapterOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="int8: round weights and activations of all products, on CPUs (docs/quantization.md).",
+        metavar="FORMAT",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use what is in the cache and nothing else.")]
 
 ModeOption = Annotated[
     str, typer.Option(help="How to write: ar, diffusion, or speculative (fewer forwards, the text of ar).")
+]
+OwnModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="How to write: ar, diffusion, or speculative (fewer forwards, the text of ar); the model's own way "
+        "unless given.",
+        show_default=False,
+    ),
 ]
 RuleOption = Annotated[
     str | None,
@@ -57,6 +74,8 @@ BlockLengthOption = Annotated[
 NumStepsOption = Annotated[
     int | None,
     typer.Option(
+        "--steps",
+        "--num-steps",
         help="diffusion: most denoise forwards per block; a continuous model makes so many, 64 unless given.",
         metavar="N",
     ),

@@ -19,10 +19,11 @@ from unmask.cli.arguments import (
     LogitBiasOption,
     MaxTokensOption,
     MinPOption,
-    ModeOption,
     NumLogprobsOption,
     NumStepsOption,
     OfflineFlag,
+    QuantizeOption,
+    OwnModeOption,
     PresencePenaltyOption,
     RuleOption,
     SamplerOption,
@@ -35,7 +36,7 @@ from unmask.cli.arguments import (
     TopPOption,
 )
 from unmask.cli.output import print_json
-from unmask.cli.request import decoding_options, opening
+from unmask.cli.request import decoding_options, opening, own_mode
 from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
@@ -53,7 +54,7 @@ def generate(
     ] = None,
     *,
     file: FileOption = None,
-    mode: ModeOption = "ar",
+    mode: OwnModeOption = None,
     rule: RuleOption = None,
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
@@ -77,6 +78,7 @@ def generate(
     ] = False,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     watch: Annotated[
@@ -95,7 +97,7 @@ def generate(
     model_name, text = _model_and_prompt(words or [], has_file=file is not None)
     prompt = read_prompt(text, file)
     options = decoding_options(
-        mode=mode,
+        mode=mode or own_mode(model_name),
         rule=rule,
         sampler=sampler,
         block_length=block_length,
@@ -114,8 +116,8 @@ def generate(
         stop_token=stop_token,
         ignore_stop_tokens=ignore_stop_tokens,
     )
-    model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    settle_threads()
+    model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize)
+    settle_threads(device)
     head = opening(system)
     events = model.stream([*head, {"role": "user", "content": prompt}] if head else prompt, options, raw=raw)
     if json:

@@ -1,5 +1,6 @@
 """From the words of a command line to decoding options and messages."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unmask.errors import UsageError
@@ -61,6 +62,14 @@ def decoding_options(
         stop=tuple(stop or ()),
         stop_token_ids=stop_token_ids,
     )
+
+
+def own_mode(model: str) -> str:
+    """Return how a model writes unless told otherwise, by the card of its name or its folder."""
+    from unmask.model.catalogue import ModelCard, find_card
+
+    card = find_card(model) or ModelCard.from_folder(Path(model).expanduser())
+    return "ar" if card is None else next(iter(card.modes), "ar")
 
 
 def opening(system: str | None) -> "list[Message]":

@@ -49,7 +49,7 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
-        mode: Mode = "ar",
+        mode: Mode | None = None,
         max_tokens: int = 256,
         block_length: int | None = None,
         rule: Rule | str | None = None,
@@ -70,10 +70,11 @@ class LanguageModel:
     ) -> Generation:
         """Write the answer to a prompt; see `Options` for the options and `stream` for the prompt.
 
-        Raises UsageError, before the first forward, for whatever is unknown or not supported in the mode.
+        `mode`: the model's own unless given. Raises UsageError, before the first forward, for whatever is unknown or
+        not supported in the mode.
         """
         options = Options(
-            mode=mode,
+            mode=mode or next(iter(self.checkpoint.card.modes), "ar"),
             max_tokens=max_tokens,
             block_length=block_length,
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
