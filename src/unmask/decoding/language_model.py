@@ -1,5 +1,6 @@
 """A model ready to write: a checkpoint behind the few methods that most callers need."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,14 @@ from unmask.decoding.samplers import parse_sampler
 from unmask.diffusion.process import PROCESSES, Process, build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.errors import UsageError
+from unmask.model.adapter import Adapter
 from unmask.model.catalogue import ModelCard
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
 from unmask.model.continuous import GAUSSIAN
 from unmask.model.denoiser import Denoiser
+from unmask.model.merged import merge, product
+from unmask.model.quantize import Quantisation, check_quantisation, int8_product
+from unmask.model.transformer import Transformer
 from unmask.runtime import tune_allocator
 from unmask.tokenizer import Message
 
@@ -25,16 +30,28 @@ Prompt = str | Sequence[Message]
 
 
 class LanguageModel:
-    """A checkpoint with its denoiser; stateless between calls."""
+    """A checkpoint with its denoiser; stateless between calls.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `running`: what decodes in the place of the checkpoint's transformer and adapter: the same weights laid out for
+    inference, in the number format `quantize`, where that is not their own.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        running: tuple[Transformer, Adapter | None] | None = None,
+        quantize: Quantisation | None = None,
+    ) -> None:
         card, vocab_size = checkpoint.card, checkpoint.transformer.config.vocab_size
         mask = card.mask_token_id
         self.checkpoint = checkpoint
+        self.quantize = quantize
         self.tokenizer = checkpoint.tokenizer
+        transformer, adapter = running or (checkpoint.transformer, checkpoint.adapter)
         self.denoiser = Denoiser(
-            checkpoint.transformer,
-            adapter=checkpoint.adapter,
+            transformer,
+            adapter=adapter,
             mask_token_id=mask,
             logit_shift=card.logit_shift,
             banned=() if mask is None or mask >= vocab_size else (mask,),
@@ -151,15 +168,19 @@ def load(
     adapter: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
+    quantize: Quantisation | None = None,
     cache_dir: Path | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`.
 
-    The process's allocator is told to keep freed buffers, see `unmask.runtime`.
+    `quantize`: "int8" computes all products of the transformer in int8, on CPUs. On a CPU the weights are laid out
+    for inference (`unmask.model.merged`). The process's allocator is told to keep freed buffers, see `unmask.runtime`.
     """
     tune_allocator()
+    if quantize is not None:
+        check_quantisation(quantize, device=device, dtype=dtype)
     checkpoint = load_checkpoint(
         source,
         adapter=adapter,
@@ -169,4 +190,12 @@ def load(
         offline=offline,
         progress=progress,
     )
-    return LanguageModel(checkpoint)
+    transformer = checkpoint.transformer
+    if transformer.device.type != "cpu":
+        return LanguageModel(checkpoint)
+    began = time.perf_counter()
+    make = product if quantize is None else int8_product
+    running = merge(transformer, checkpoint.adapter, make, exact_rows=quantize is not None)
+    if quantize is not None and progress is not None:
+        progress(f"weights rounded to {quantize} in {time.perf_counter() - began:.1f} s")
+    return LanguageModel(checkpoint, running=running, quantize=quantize)

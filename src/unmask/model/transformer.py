@@ -21,9 +21,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale (..., D) to unit root mean square, computed in float32, and then by (D,) weights."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -47,7 +52,7 @@ class Attention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotary.apply_to_queries(queries), rotary.apply(keys)
+        queries, keys = rotary.scale_queries(rotary.apply(queries)), rotary.apply(keys)
         attended = plan.attend(self.layer, queries, keys, values)
         return _project(self.o, attended.flatten(1), delta, "o")
 
@@ -85,7 +90,12 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The backbone: it knows layouts and caches, and nothing of noise, masks, sampling or pages."""
+    """The backbone: it knows layouts and caches, and nothing of noise, masks, sampling or pages.
+
+    `exact_rows`: whether a decided token's state, bit for bit, does not depend on the tokens that run beside it.
+    """
+
+    exact_rows = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -128,7 +138,7 @@ class Transformer(nn.Module):
         rotary = Rotary(
             self.config.rope, self.config.head_size, torch.from_numpy(layout.positions).to(self.device)
         )
-        plan = AttentionPlan(layout, cache, self.device)
+        plan = AttentionPlan(layout, cache, self.device, single_queries=self.exact_rows)
         deltas = None if adapter is None else adapter.deltas(layout)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotary, plan, None if deltas is None else deltas[index])
