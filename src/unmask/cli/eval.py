@@ -20,6 +20,7 @@ from unmask.cli.arguments import (
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
+    QuantizeOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -84,6 +85,7 @@ def eval(
     ] = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -118,7 +120,9 @@ def eval(
     from unmask.evaluation.model_scorer import LIKELIHOODS
 
     kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
-    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    opened = open_model(
+        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
     from unmask.evaluation.tasks.data import TaskData
     from unmask.evaluation.zero_shot import evaluate
     from unmask.model.store import cache_directory

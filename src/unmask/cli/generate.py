@@ -22,9 +22,9 @@ from unmask.cli.arguments import (
     NumLogprobsOption,
     NumStepsOption,
     OfflineFlag,
-    QuantizeOption,
     OwnModeOption,
     PresencePenaltyOption,
+    QuantizeOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -116,7 +116,9 @@ def generate(
         stop_token=stop_token,
         ignore_stop_tokens=ignore_stop_tokens,
     )
-    model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize)
+    model = open_model(
+        model_name, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
     settle_threads(device)
     head = opening(system)
     events = model.stream([*head, {"role": "user", "content": prompt}] if head else prompt, options, raw=raw)

@@ -15,6 +15,7 @@ from unmask.cli.arguments import (
     JsonFlag,
     OfflineFlag,
     OptionalModel,
+    QuantizeOption,
     SeedOption,
 )
 from unmask.cli.number_list import read_numbers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from unmask.evaluation.judgement import Judgement, JudgementConfig
     from unmask.evaluation.trials import Scores
     from unmask.model.checkpoint import Precision
+    from unmask.model.quantize import Quantisation
 
 
 def judge(
@@ -82,6 +84,7 @@ def judge(
     adapter: AdapterOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -108,6 +111,7 @@ def judge(
         text_tokens=text_tokens,
         seed=seed,
         dtype=cast("Precision", dtype),  # which load checks
+        quantize=cast("Quantisation | None", quantize),
         device=device,
     )
     judgement = run_judgement(config, out or _default_folder(model), offline=offline, show=not json)

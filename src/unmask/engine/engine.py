@@ -10,6 +10,7 @@ from unmask.decoding.logprobs import TokenLogprobs
 from unmask.decoding.options import Options
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
+from unmask.engine.curve_file import CurveFile
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
 from unmask.engine.planner import Choice, Planner
@@ -187,11 +188,19 @@ class Engine:
                 events += self._tell(self._jobs[share.request.number])
         return events
 
-    def calibrate(self) -> None:
-        """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens."""
+    def calibrate(self, file: CurveFile | None = None) -> None:
+        """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens.
+
+        With a file, what was measured before is read from it, and what is measured now is kept there.
+        """
+        if file is not None and (curve := file.read()) is not None:
+            self.planner.curve = curve
+            return
         most = min(self.scheduler.token_budget, self._denoiser.transformer.config.max_positions)
         for tokens, seconds in self._runner.measure([size for size in _CALIBRATION_SIZES if size <= most]):
             self.planner.curve.observe(tokens, seconds)
+        if file is not None:
+            file.write(self.planner.curve)
 
     def generate(self, requests: Iterable[tuple[Sequence[int], Options]]) -> list[Generation]:
         """Run prompts with their options to their ends, together, and return the generations in the same order."""

@@ -24,6 +24,7 @@ from unmask.evaluation.prompts import first_prompts
 from unmask.evaluation.provenance import provenance
 from unmask.evaluation.trials import AR, RECORD, PromptRecord, Setting, SettingScores, Which, run_prompt
 from unmask.model.checkpoint import NO_ADAPTER, Precision
+from unmask.model.quantize import Quantisation
 from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
@@ -58,6 +59,7 @@ class JudgementConfig:
     seed: int = 0
     dtype: Precision = "float32"
     device: str = "cpu"
+    quantize: Quantisation | None = None
 
     def __post_init__(self) -> None:
         first_prompts(self.num_prompts)
@@ -139,6 +141,7 @@ def judge(
             adapter=adapter,
             dtype=config.dtype,
             device=config.device,
+            quantize=config.quantize,
             offline=offline,
             progress=progress,
         )
@@ -156,7 +159,9 @@ def judge(
     texts, records = run.texts(), run.prompts()
     judgement = Judgement(
         config,
-        provenance(model.denoiser.transformer.device, model.denoiser.transformer.dtype),
+        provenance(
+            model.denoiser.transformer.device, model.denoiser.transformer.dtype, quantize=model.quantize
+        ),
         run.description,
         texts,
         tuple(SettingScores.of(setting, records) for setting in config.settings),

@@ -9,7 +9,7 @@ from unmask import __version__
 from unmask.runtime import processor_name
 
 
-def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+def provenance(device: torch.device, dtype: torch.dtype, *, quantize: str | None = None) -> dict[str, object]:
     """Return the versions and the machine; `commit` is None where the package does not run from its repository."""
     return {
         "commit": _commit(),
@@ -19,6 +19,7 @@ def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         "processor": _device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
+        "quantize": quantize,
     }
 
 
