@@ -145,7 +145,16 @@ class ContinuousTable(Table):
     """Weight of what the schedule minimises beside the diffusion loss."""
 
 
-ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable
+class DistillTable(Table):
+    """Say from any noise where the flow of the base, a continuous model, ends: for texts in few steps."""
+
+    name: Literal["distill"]
+    """The cross-entropy to the base's last prediction."""
+    teacher_steps: Positive = 16
+    """Forwards of the base for each of the student's."""
+
+
+ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable | DistillTable
 
 
 class AdamWTable(Table):
@@ -235,6 +244,8 @@ class TrainingConfig(Table):
             raise ValueError(
                 f"run.forward_tokens={self.run.forward_tokens} must exceed data.length={self.data.length}"
             )
+        if isinstance(self.objective, DistillTable) and isinstance(self.model, NewModelTable):
+            raise ValueError("objective.name='distill' needs a continuous model as model.base")
         if isinstance(self.model, NewModelTable):
             self.model.transformer(1, max_positions=self.data.length + 1)
         return self
@@ -255,6 +266,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
         "diffusion": DiffusionTable,
         "joint": JointTable,
         "continuous": ContinuousTable,
+        "distill": DistillTable,
     },
     "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
 }
