@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -31,6 +32,9 @@ from unmask.serving.translate import Translator
 PLAYGROUND = Path(__file__).with_name("playground")
 """A page and what it needs, mounted at the root where it is there."""
 
+OPEN_PATHS = ("/health", "/ready", "/openapi.json")
+"""What needs no key, beside that page."""
+
 _CLIENT_GONE = 499  # what nginx logs; nobody reads the response
 
 
@@ -43,9 +47,12 @@ def create_app(model: LanguageModel, engine: Engine, settings: Settings) -> Fast
     translator = Translator(model, settings, capacity=capacity)
     app = FastAPI(title="unmask", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.desk = Desk(model, settings, service, metrics, translator, fingerprint(model))
-    app.include_router(API)
+    # For the interface's description; the envelope checks keys before a body is read.
+    bearer = Depends(HTTPBearer(auto_error=False, description="One of the server's API keys."))
+    app.include_router(API, dependencies=[bearer] if settings.api_keys else [])
     app.include_router(PROBES)
-    if PLAYGROUND.is_dir():
+    pages = [f"/{file.relative_to(PLAYGROUND)}" for file in PLAYGROUND.rglob("*")]
+    if pages:
         app.mount("/", StaticFiles(directory=PLAYGROUND, html=True))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -53,7 +60,11 @@ def create_app(model: LanguageModel, engine: Engine, settings: Settings) -> Fast
     app.add_exception_handler(ClientGoneError, _client_gone)
     app.add_exception_handler(Exception, _failure)
     app.add_middleware(
-        Envelope, keys=Keys(settings.api_keys), metrics=metrics, max_body_bytes=settings.max_body_bytes
+        Envelope,
+        keys=Keys(settings.api_keys),
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        open_paths=("/", *OPEN_PATHS, *pages),
     )
     if settings.origins:
         app.add_middleware(

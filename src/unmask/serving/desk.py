@@ -23,7 +23,7 @@ from unmask.serving.settings import Settings
 from unmask.serving.stream import Chunks, EventStream
 from unmask.serving.ticket import Ticket
 from unmask.serving.translate import Plan, Translator
-from unmask.serving.wording import Wording
+from unmask.serving.wording import Head, Wording
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Desk:
                 param="model",
                 code="model_not_found",
             )
+
+    def head(self, request: Request) -> Head:
+        """Return what the answer to a request begins with."""
+        record = record_of(request.scope)
+        return Head(record.id, self.settings.name, self.fingerprint, self.model.tokenizer)
 
     def modes(self) -> list[str]:
         """Return the modes that the model and the engine have."""

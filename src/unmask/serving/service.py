@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from unmask.engine.engine import Engine, Event, Finished
+from unmask.engine.engine import Engine, Event, Failed, Finished
 from unmask.errors import UsageError
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
@@ -210,6 +210,10 @@ class Service:
         arrivals: list[tuple[Ticket, Arrival]] = []
         for event in events:
             place = self._places[event.request_id]
+            if isinstance(event, Failed):
+                del self._places[event.request_id]
+                arrivals.append((place.ticket, ServingError(400, str(event.error), code="constraint_failed")))
+                continue
             arrivals.append((place.ticket, (place.index, event)))
             if isinstance(event, Finished):
                 del self._places[event.request_id]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from unmask.decoding.options import Options
-from unmask.engine.engine import Event, Finished
+from unmask.engine.engine import Finished, Progress
 from unmask.serving.errors import ServingError
 
 
@@ -19,7 +19,8 @@ class Order:
     is_planned: bool = False
 
 
-Arrival = tuple[int, Event] | ServingError
+News = Progress | Finished
+Arrival = tuple[int, News] | ServingError
 
 
 class Ticket:
@@ -40,7 +41,7 @@ class Ticket:
         """Whether an answer is not finished, as far as its reader has come."""
         return self._num_open > 0
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, News]]:
         while self.is_open:
             arrival = await self._arrivals.get()
             if isinstance(arrival, ServingError):
