@@ -51,7 +51,11 @@ CASES = {
         "objective.schedule=polynomial:2",
         "objective.time_conditioning=true",
     ],
-    "continuous": ["objective.name=continuous", "objective.self_conditioning=false"],
+    "continuous": [
+        "objective.name=continuous",
+        "objective.schedule=learned:-7,5",
+        "objective.self_conditioning=false",
+    ],
 }
 SAMPLERS = {
     "masked": ("ancestral", "top-k:1", "random:1", "remdm-cap"),
