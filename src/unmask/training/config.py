@@ -209,6 +209,12 @@ class RunTable(Table):
     """Forwards in one optimiser step, all processes together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; its weights and the optimiser's state are float32 either way."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the layers for the way back, and run each layer once more there: less memory, about a
+    third more time, and the same gradients."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """flex: one FlexAttention kernel, which skips what the layout hides, in the place of a call for each shape of
+    piece; on CUDA only."""
     measure_every: Positive = 250
     """Steps between measurements on held-out documents."""
     held_out_tokens: Positive = 100_000

@@ -116,6 +116,8 @@ class ConversionConfig(Table):
     """Last share of the run over which the rate falls linearly to zero."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; what is trained is always stored in float32."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the layers for the way back, and run each layer once more there."""
     held_out_documents: Positive = 24
     """Documents kept out of training, on which the loss is measured."""
     save_every: Positive = 50

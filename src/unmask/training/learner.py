@@ -82,6 +82,8 @@ class Learner:
         mask = None if noise is None else noise.process.mask_token_id
         num_rows = size if mask is None else max(size, mask + 1)
         transformer = _transformer(config, base, num_rows, generator)
+        transformer.recomputes = config.run.activation_checkpointing
+        transformer.uses_flex = config.run.attention == "flex"
         conditioning, vectors = _ports(table, transformer, generator, base)
         denoiser = Denoiser(
             transformer,

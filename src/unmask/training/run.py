@@ -56,6 +56,11 @@ class TrainingRun:
                 f"run.forwards_per_step={config.run.forwards_per_step} cannot be shared by {workers.count} processes",
                 "make it a multiple of their number",
             )
+        if config.run.attention == "flex" and workers.device.type != "cuda":
+            raise UsageError(
+                f"run.attention = 'flex' needs CUDA, and the device is {workers.device.type}",
+                "leave it out, or name --device cuda",
+            )
         self.config, self.shards, self.recipe, self.workers = config, shards, recipe, workers
         self.folder = RunFolder(folder, "training run")
         if workers.is_first:
