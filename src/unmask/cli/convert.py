@@ -79,6 +79,13 @@ def convert(
         ),
     ] = "4,8,16",
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--activation-checkpointing",
+            help="Run each layer once more on the way back in the place of keeping what is inside: less memory.",
+        ),
+    ] = False,
     synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
     judge_prompts: Annotated[
         int,
@@ -117,6 +124,7 @@ def convert(
         "block_lengths": read_numbers(block_lengths, "--block-lengths", int),
         "batch_documents": batch_documents,
         "synthesis_rows": synthesis_rows,
+        "activation_checkpointing": activation_checkpointing,
         "recipe": {"name": recipe, **dict(parse_setting(text, "rank=64") for text in set_ or ())},
         "dtype": dtype,
     }

@@ -13,7 +13,10 @@ from unmask.training.shards import IntArray, Split
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens ``[begin, end)`` of a batch, side by side in one row and all scored. `answers`: they follow a prompt."""
+    """Tokens ``[begin, end)`` of a batch, side by side in one row and all scored.
+
+    `answers`: they follow a prompt, and not only the start token of a row.
+    """
 
     begin: int
     end: int

@@ -67,6 +67,7 @@ class Conversion:
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, json.loads)
         self.pupil = _pupil(config, checkpoint)
+        self.pupil.denoiser.transformer.recomputes = config.activation_checkpointing
         self.optimizer = torch.optim.AdamW(
             self.pupil.module.parameters(),
             betas=(0.9, 0.95),
@@ -101,9 +102,10 @@ class Conversion:
             "num_tokens": self.num_tokens,
         }
         with self.folder.saving():
+            # The state comes last: a run that has ended by its state has left its model too.
+            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
             with self.folder.replacing(STATE_FILE) as partial:
                 torch.save(state, partial)
-            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
 
     def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         """Train on one batch of these documents."""

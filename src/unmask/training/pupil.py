@@ -130,6 +130,7 @@ class JointPupil(Pupil):
         device = self.denoiser.transformer.device
         bounds = np.cumsum([0, *(len(document.ids) for document in documents)]).tolist()
         tokens = torch.tensor([token for document in documents for token in document.ids], device=device)
+        # Of a text its first token is the prompt, so one of the model's own ends as an answer does.
         prompt = torch.tensor([given for document in documents for given in document.prompt], device=device)
         batch = Batch(tokens, tuple(bounds), prompt)
         noise = torch.Generator().manual_seed(int(generator.integers(2**63)))
