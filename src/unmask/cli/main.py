@@ -13,6 +13,7 @@ import typer
 
 from unmask import __version__
 from unmask.cli.batch import batch
+from unmask.cli.bench import bench
 from unmask.cli.chat import chat
 from unmask.cli.convert import convert
 from unmask.cli.data import data
@@ -44,6 +45,7 @@ COMMANDS = (
     judge,
     eval,
     sol,
+    bench,
     roofline,
     frontier,
     models,
