@@ -15,6 +15,7 @@ from unmask import __version__
 from unmask.cli.batch import batch
 from unmask.cli.bench import bench
 from unmask.cli.chat import chat
+from unmask.cli.compare import compare
 from unmask.cli.convert import convert
 from unmask.cli.data import data
 from unmask.cli.demo import demo
@@ -26,6 +27,7 @@ from unmask.cli.generate import generate
 from unmask.cli.judge import judge
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
+from unmask.cli.report import report
 from unmask.cli.roofline import roofline
 from unmask.cli.serve import serve
 from unmask.cli.sol import sol
@@ -48,6 +50,8 @@ COMMANDS = (
     bench,
     roofline,
     frontier,
+    report,
+    compare,
     models,
     doctor,
 )
