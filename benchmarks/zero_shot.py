@@ -2,10 +2,10 @@
 
     python benchmarks/zero_shot.py [--limit 500] [--model smollm2-135m] [--runs ar speculative] [--tasks piqa humaneval]
 
-Choices are scored by the autoregressive likelihood, which the modes ar and speculative write, and by the diffusion bound;
-answers are written in every mode. Speculation must write what mode ar does, and the report counts the answers that are
-equal. Every run keeps its items in build/zero-shot, so Ctrl-C and the same command again go on, and a larger --limit adds
-to a smaller one. Writes benchmarks/zero_shot.json, .png and .md; runs that are not named keep what is there.
+Choices are scored by the autoregressive likelihood, which the modes ar and speculative write, and by the diffusion
+bound; answers are written in every mode. Speculation must write what mode ar does, and the report counts the answers
+that are equal. Every run keeps its items in build/zero-shot, so Ctrl-C and the same command again go on, and a larger
+--limit adds to a smaller one. Writes benchmarks/zero_shot.json, .png and .md; runs not named keep what is there.
 """
 
 import argparse
@@ -155,10 +155,8 @@ if __name__ == "__main__":
         tasks = tuple(task for task in tasks if arguments.tasks is None or task in arguments.tasks)
         if tasks:
             print(f"== {run}", file=sys.stderr)
-            status = main(
-                ["eval", arguments.model, "--tasks", ",".join(tasks), "--limit", str(arguments.limit)]
-                + ["--out", str(folder_of(run)), *options]
-            )
+            asked = ["--tasks", ",".join(tasks), "--limit", str(arguments.limit), *options]
+            status = main(["eval", arguments.model, "--out", str(folder_of(run)), *asked])
             if status:
                 sys.exit(status)
     runs = {run: report for run in RUNS if (report := report_of(run)) is not None}
