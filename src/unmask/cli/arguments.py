@@ -64,7 +64,7 @@ SamplerOption = Annotated[
     typer.Option(
         help="diffusion, in the place of a rule: what becomes of the canvas after each forward: ancestral, "
         "remdm-cap:0.02, predictor-corrector, renoise, ... (docs/sampling.md); of a continuous model multistep, euler, "
-        "heun, churn:1, ancestral (docs/continuous.md).",
+        "heun, churn:1, ancestral, restart (docs/continuous.md).",
         metavar="SAMPLER",
     ),
 ]
@@ -113,6 +113,20 @@ NumLogprobsOption = Annotated[
         "likeliest tokens there.",
         metavar="N",
     ),
+]
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write JSON that the schema in this file describes.", metavar="FILE", show_default=False
+    ),
+]
+RegexOption = Annotated[
+    str | None,
+    typer.Option(help="Write a text that this regular expression matches as a whole.", metavar="REGEX"),
+]
+GrammarOption = Annotated[
+    Path | None,
+    typer.Option(help="Write a text of the Lark grammar in this file.", metavar="FILE", show_default=False),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all noise: same seed, same text.", metavar="N")]
 StopOption = Annotated[

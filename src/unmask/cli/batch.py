@@ -236,7 +236,7 @@ def _run(
     bar: RunBar,
 ) -> _Tally:
     """Answer what is not answered yet; every request is checked before the first forward."""
-    from unmask.engine.engine import Finished
+    from unmask.engine.engine import Failed, Finished
 
     open_requests = [request for request in requests if not answers.has(request.line, request.digest)]
     running: dict[int, _Request] = {}
@@ -252,6 +252,10 @@ def _run(
     begin = time.perf_counter()
     while running:
         for event in engine.step():
+            if isinstance(event, Failed):
+                request = running.pop(event.request_id)
+                answers.append(request.line, request.digest, {"id": request.id, "error": event.error.message})
+                tally.num_answered += 1
             if not isinstance(event, Finished):
                 continue
             request, generation = running.pop(event.request_id), event.generation

@@ -14,8 +14,10 @@ from unmask.cli.arguments import (
     DtypeOption,
     FileOption,
     FrequencyPenaltyOption,
+    GrammarOption,
     IgnoreStopTokensFlag,
     JsonFlag,
+    JsonSchemaOption,
     LogitBiasOption,
     MaxTokensOption,
     MinPOption,
@@ -25,6 +27,7 @@ from unmask.cli.arguments import (
     OwnModeOption,
     PresencePenaltyOption,
     QuantizeOption,
+    RegexOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -36,7 +39,7 @@ from unmask.cli.arguments import (
     TopPOption,
 )
 from unmask.cli.output import print_json
-from unmask.cli.request import decoding_options, opening, own_mode
+from unmask.cli.request import decoding_options, opening, own_mode, read_constraint
 from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
@@ -68,6 +71,9 @@ def generate(
     presence_penalty: PresencePenaltyOption = 0.0,
     frequency_penalty: FrequencyPenaltyOption = 0.0,
     logprobs: NumLogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     seed: SeedOption = 0,
     stop: StopOption = None,
     stop_token: StopTokenOption = None,
@@ -111,6 +117,7 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         logprobs=logprobs,
+        constraint=read_constraint(json_schema, regex, grammar),
         seed=seed,
         stop=stop,
         stop_token=stop_token,

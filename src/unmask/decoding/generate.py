@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.decoding.admission import default_sampler, gaussian_sampler
 from unmask.decoding.candidates import Keys
 from unmask.decoding.canvas import Canvas
-from unmask.decoding.decision import Drift, decide
+from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sampling
 from unmask.decoding.generation import Event, Generation, Snapshot
 from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
@@ -196,19 +196,16 @@ def _denoise(
     request: Request, canvas: Canvas, draft: Draft, start: int, steps_left: int | None, drift: Drift
 ) -> Canvas:
     """Draw a candidate at each open position of a canvas from `start` on; commit those the rule chooses."""
-    options, step = request.options, request.num_decode_forwards
+    options, step, length = request.options, request.num_decode_forwards, len(canvas.tokens)
     assert options.rule is not None  # resolve
-    length = len(canvas.tokens)
-    logits = draft.logits[None, :length]
-    ahead = canvas.tokens[~canvas.open][int(canvas.num_leading) :]  # the leading ones are in the text
-    decision = decide(
+    decision = decide_after(
+        request.text_law,
         options.rule,
-        request.text_law.after(logits, ahead.tolist()),
-        canvas.open[None],
-        options,
+        draft.logits[:length],
+        canvas.shown,
         Keys.of_one(options.seed, range(start, start + length), step),
-        steps_left=(steps_left,),
-        changes=drift.update(logits),
+        steps_left=steps_left,
+        drift=drift,
     )
     return canvas.commit(decision.chosen[0], decision.candidates.tokens[0], step)
 

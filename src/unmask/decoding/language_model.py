@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from unmask.decoding.admission import default_sampler
+from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import stream
 from unmask.decoding.generation import Event, Generation
 from unmask.decoding.options import AnySampler, Mode, Options
@@ -62,6 +63,12 @@ class LanguageModel:
             vectors=checkpoint.vectors,
         )
 
+    @property
+    def default_mode(self) -> Mode:
+        """The first mode that the model has."""
+        modes = self.checkpoint.card.modes
+        return modes[0] if modes else "ar"
+
     def generate(
         self,
         prompt: Prompt,
@@ -80,6 +87,7 @@ class LanguageModel:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         num_logprobs: int | None = None,
+        constraint: Constraint | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
@@ -91,7 +99,7 @@ class LanguageModel:
         not supported in the mode.
         """
         options = Options(
-            mode=mode or next(iter(self.checkpoint.card.modes), "ar"),
+            mode=mode or self.default_mode,
             max_tokens=max_tokens,
             block_length=block_length,
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
@@ -105,6 +113,7 @@ class LanguageModel:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             num_logprobs=num_logprobs,
+            constraint=constraint,
             seed=seed,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),

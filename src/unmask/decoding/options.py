@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from unmask.decoding.candidates import Shape
+from unmask.decoding.constraint import Constraint
 from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
@@ -42,6 +43,7 @@ class Options:
     before, and as often as it was. The prompt does not count.
     `num_logprobs` (ar, speculative): so many of the likeliest tokens are told at each place, beside the token there,
     with their log-probabilities under the model's own law of the next token: before all of the above.
+    `constraint` (without a sampler): what the whole text has to be; it ends in a stop token, unless it is cut off.
     `seed`: of all noise. `stop`: strings that end the text. `stop_token_ids`: tokens that do; `()` for none.
     """
 
@@ -59,6 +61,7 @@ class Options:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     num_logprobs: int | None = None
+    constraint: Constraint | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None
@@ -108,6 +111,15 @@ class Options:
             self._check(
                 self.sampler is None or not getattr(self, field), field, "a sampler cannot count; give a rule"
             )
+        self._check(
+            self.constraint is None or isinstance(self.constraint, Constraint),
+            "constraint",
+            "must be a Constraint",
+        )
+        if self.constraint is not None:
+            self._check(self.sampler is None, "constraint", "a sampler cannot keep to it; give a rule")
+            self._check(not self.stop, "constraint", "a stop string would cut it; leave `stop` out")
+            self._check(self.stop_token_ids != (), "constraint", "its end is a stop token, and there is none")
         self._check(
             isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop),
             "stop",

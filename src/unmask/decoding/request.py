@@ -42,7 +42,7 @@ class Request:
     ) -> "Request":
         room = admit(denoiser, prompt_ids, options)
         transcript = Transcript(tokenizer, options, room=room)
-        text_law = TextLaw(options, transcript.token_ids)
+        text_law = TextLaw.of(options, transcript.token_ids, tokenizer)
         capacity = 0 if denoiser.full_attention else len(prompt_ids) + room
         cache = denoiser.new_cache(capacity)
         return cls(denoiser, tuple(prompt_ids), options, transcript, text_law, cache)
@@ -135,12 +135,12 @@ class Request:
         tokens: tuple[int | None, ...] = ()
         steps: tuple[int | None, ...] = ()
         if canvas is not None:
-            rows = zip(canvas.tokens.tolist(), canvas.decided_at.tolist(), canvas.open.tolist(), strict=True)
-            pairs = [(None, None) if is_open else (token, step) for token, step, is_open in rows]
-            tokens, steps = tuple(token for token, _ in pairs), tuple(step for _, step in pairs)
+            tokens = tuple(canvas.shown)
+            decided_at = zip(tokens, canvas.decided_at.tolist(), strict=True)
+            steps = tuple(None if token is None else step for token, step in decided_at)
         done = self.transcript.token_ids[:num_before]
-        decided_at = (*self.transcript.decided_at[:num_before], *steps)
-        return Snapshot(phase, tuple(done), tokens, decided_at, self.num_forwards)
+        all_steps = (*self.transcript.decided_at[:num_before], *steps)
+        return Snapshot(phase, tuple(done), tokens, all_steps, self.num_forwards)
 
     def generation(self, seconds: dict[str, float]) -> Generation:
         """Return the result of a finished request."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
-from unmask.decoding.decision import Drift, decide
+from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.options import Options
 from unmask.decoding.speculation import accept
 from unmask.decoding.text_law import TextLaw
@@ -17,6 +17,7 @@ from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.request import Kind, Request
 from unmask.engine.scheduler import Share
+from unmask.errors import FailureError
 from unmask.model.denoiser import Denoiser
 from unmask.model.packed import Part, run_parts
 from unmask.rng import Stream
@@ -34,7 +35,7 @@ class Proposal:
 class Job:
     """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next.
 
-    `is_planned`: its mode and block length are the planner's to choose.
+    `is_planned`: its mode and block length are the planner's to choose. `failure`: why it cannot go on.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Job:
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
+    failure: FailureError | None = None
 
     def noise(self, length: int, stream: Stream) -> Tensor:
         """Return the uniforms of `length` positions from the base on, at the coming forward: (length,) float64."""
@@ -97,14 +99,13 @@ class Runner:
                 request.store(share.stored_end)
         alike: dict[Shape, list[_Outcome]] = {}
         for outcome in outcomes:
-            if outcome.kind == "denoise":
-                self._denoise(outcome.job, outcome.logits)
-            elif outcome.kind == "verify":
-                _verify(outcome.job, outcome.logits)
-            elif outcome.job.text_law.reads_text:
-                _draw_in_turn(outcome)
-            else:
+            if outcome.kind in ("step", "draft") and not outcome.job.text_law.reads_text:
                 alike.setdefault(outcome.job.options.shape, []).append(outcome)
+                continue
+            try:
+                self._settle(outcome)
+            except FailureError as error:  # of this request's constraint; the others go on
+                outcome.job.failure = error
         for shape, drawing in alike.items():
             _draw(drawing, shape)
 
@@ -153,6 +154,15 @@ class Runner:
             belief=job.belief if request.canvas else None,
         )
 
+    def _settle(self, outcome: _Outcome) -> None:
+        match outcome.kind:
+            case "denoise":
+                self._denoise(outcome.job, outcome.logits)
+            case "verify":
+                _verify(outcome.job, outcome.logits)
+            case "step" | "draft":
+                _draw_in_turn(outcome)
+
     def _denoise(self, job: Job, logits: Tensor) -> None:
         """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
         request, options = job.request, job.options
@@ -160,22 +170,21 @@ class Runner:
         if not request.canvas:
             job.drift = Drift(options.rule.memory)
         length = request.num_open
-        is_open = torch.tensor([token is None for token in request.canvas or [None] * length])
+        canvas = request.canvas or [None] * length
         if self.keeps_belief:
             job.belief = logits[:, : self.denoiser.vocab_size].softmax(-1)
         else:
             spread = logits.new_zeros(length, logits.shape[1])
-            spread[is_open] = logits
+            spread[torch.tensor([token is None for token in canvas])] = logits
             logits = spread
-        ahead = [token for token in request.canvas[request.num_leading :] if token is not None]
-        decision = decide(
+        decision = decide_after(
+            job.text_law,
             options.rule,
-            job.text_law.after(logits, ahead)[None],
-            is_open[None],
-            options,
+            logits,
+            canvas,
             Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
-            steps_left=(request.steps_left,),
-            changes=job.drift.update(logits[None]),
+            steps_left=request.steps_left,
+            drift=job.drift,
         )
         places = decision.chosen[0].nonzero()[:, 0]
         tokens = decision.candidates.tokens[0, places]
