@@ -9,7 +9,7 @@ from typing import Any
 from unmask.errors import FailureError, UsageError
 from unmask.evaluation.average import Average
 
-_NAMES = ("task", "name", "way", "setting", "series", "model", "block_length", "shape")
+_NAMES = ("task", "name", "way", "setting", "series", "source", "model", "block_length", "shape")
 """Fields by which an item of a list is called, the first that it has."""
 
 _NOT_MEASURED = ("provenance", "config", "settings", "curve", "machine")
@@ -91,18 +91,18 @@ def _numbers(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
         for key, inner in value.items():
             yield from _numbers(inner, (*path, str(key)))
     elif isinstance(value, list):
-        for name, inner in zip(_names(value), value, strict=True):
+        for name, inner in zip(names(value), value, strict=True):
             yield from _numbers(inner, (*path, name))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield path, Average(float(value), None, 1)
 
 
-def _names(items: Sequence[object]) -> list[str]:
+def names(items: Sequence[object]) -> list[str]:
     """Return what the items of a list are called; where two are called alike, all have their number too."""
-    names = [_name(item, number) for number, item in enumerate(items)]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name} {number}" for number, name in enumerate(names)]
+    found = [_name(item, number) for number, item in enumerate(items)]
+    if len(set(found)) == len(found):
+        return found
+    return [f"{name} {number}" for number, name in enumerate(found)]
 
 
 def _name(item: object, number: int) -> str:
@@ -117,13 +117,15 @@ def _name(item: object, number: int) -> str:
 
 
 def as_table(items: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return a list of alike items as headings and rows of text: names first, then what they hold."""
-    rows = []
-    for name, item in zip(_names(items), items, strict=True):
-        measured = {" / ".join(path): value for path, value in _numbers(item, ())}
-        rows.append({"": name} | {key: shown(value) for key, value in measured.items()})
-    headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    return headings, [[row.get(heading, "") for heading in headings] for row in rows]
+    """Return alike items as headings and rows of text, the longer side down; lists of numbers are left out."""
+    columns = {}
+    for name, item in zip(names(items), items, strict=True):
+        measured = (("/".join(path), value) for path, value in _numbers(item, ()) if not path[-1].isdigit())
+        columns[name] = {key: shown(value) for key, value in measured}
+    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    if len(keys) > len(columns):
+        return ["", *columns], [[key, *(column.get(key, "") for column in columns.values())] for key in keys]
+    return ["", *keys], [[name, *(column.get(key, "") for key in keys)] for name, column in columns.items()]
 
 
 def shown(value: Average) -> str:

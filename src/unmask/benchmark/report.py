@@ -4,11 +4,12 @@ import base64
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from unmask import __version__
-from unmask.benchmark.record import Record, as_table, find_records, shown
+from unmask.benchmark.record import Record, as_table, find_records, names, shown
 from unmask.errors import FailureError
 
 
@@ -61,13 +62,12 @@ def _section(record: Record, folder: Path) -> _Section:
     tables, single = [], []
     for key, value in record.data.items():
         if (
-            isinstance(value, list)
+            key != "curve"
+            and isinstance(value, list)
             and value
             and all(isinstance(item, dict) for item in value)
-            and key != "curve"
         ):
-            headings, rows = as_table(value)
-            tables.append(_Table(key.replace("_", " "), headings, rows))
+            tables += _tables(key.replace("_", " "), value)
     listed = {key for key, value in record.data.items() if isinstance(value, list | str)}
     for name, value in record.numbers().items():
         if name.split(" / ")[0] not in listed:
@@ -81,6 +81,17 @@ def _section(record: Record, folder: Path) -> _Section:
         tables,
         [_inline(picture) for picture in record.pictures],
     )
+
+
+def _tables(title: str, items: list[dict[str, Any]]) -> list[_Table]:
+    """Return a table of items, and one for each item that has its numbers by kind of prompt too."""
+    plain = [{key: value for key, value in item.items() if key != "kinds"} for item in items]
+    tables = [_Table(title, *as_table(plain))]
+    for item, name in zip(items, names(items), strict=True):
+        if isinstance(item.get("kinds"), dict):
+            kinds = [{"name": kind, **numbers} for kind, numbers in item["kinds"].items()]
+            tables.append(_Table(f"{title}: {name}, by kind of prompt", *as_table(kinds)))
+    return tables
 
 
 def _inline(picture: Path) -> str:
