@@ -4,7 +4,6 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -201,14 +200,9 @@ def test_only_named_pages_may_call_from_a_browser(served: Served, model: Languag
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"
 
 
-def test_a_page_at_the_root_needs_no_key(
-    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "index.html").write_text("<p>hello</p>")
-    (tmp_path / "page.js").write_text("1")
-    monkeypatch.setattr("unmask.serving.app.PLAYGROUND", tmp_path)
+def test_a_page_at_the_root_needs_no_key(model: LanguageModel) -> None:
     with serving(model, Settings("tiny", api_keys=("one",))) as served:
-        assert httpx.get(served.url).text == "<p>hello</p>"
-        assert httpx.get(f"{served.url}/page.js").status_code == 200
+        assert "<title>unmask playground</title>" in httpx.get(served.url).text
+        assert httpx.get(f"{served.url}/assets/page.js").status_code == 200
         assert httpx.get(f"{served.url}/v1/models").status_code == 401
-        assert httpx.get(f"{served.url}/other.js").status_code == 401
+        assert httpx.get(f"{served.url}/assets/other.js").status_code == 401

@@ -1,4 +1,4 @@
-"""All that a route needs: the model, what translates for it, and the service that runs it."""
+"""All that a route needs: the model, what translates for it, and the backend that runs it."""
 
 import time
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import MODES, Options
 from unmask.engine.engine import Finished
 from unmask.errors import UsageError
+from unmask.serving.backend import Backend
 from unmask.serving.disconnect import unless_gone
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
 from unmask.serving.protocol import Generating
 from unmask.serving.record import record_of, within
-from unmask.serving.service import Service
 from unmask.serving.settings import Settings
 from unmask.serving.stream import Chunks, EventStream
 from unmask.serving.ticket import Ticket
@@ -32,7 +32,7 @@ class Desk:
 
     model: LanguageModel
     settings: Settings
-    service: Service
+    service: Backend
     metrics: Metrics
     translator: Translator
     fingerprint: str
@@ -76,7 +76,7 @@ class Desk:
         }
         if body.user is not None:
             record.about["user"] = body.user
-        ticket = await self.service.submit(plan.orders)
+        ticket = await self.service.submit(plan.orders, is_watched=bool(body.stream))
         timeout_s = self.settings.timeout_s
         if body.stream:
             has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)

@@ -27,11 +27,13 @@ class Ticket:
     """The answers that a request waits for; iterate over it for their events, with the number of the answer.
 
     Ends when all are finished. Raises ServingError when the server gives up on them. Whoever has a ticket must close
-    it, which aborts what is not finished.
+    it, which aborts what is not finished. `is_watched`: it gets what happens before the end, too.
     """
 
-    def __init__(self, orders: tuple[Order, ...], on_close: Callable[["Ticket"], None]) -> None:
-        self.orders, self.created = orders, time.perf_counter()
+    def __init__(
+        self, orders: tuple[Order, ...], on_close: Callable[["Ticket"], None], *, is_watched: bool
+    ) -> None:
+        self.orders, self.created, self.is_watched = orders, time.perf_counter(), is_watched
         self._on_close = on_close
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         self._num_open = len(orders)

@@ -12,6 +12,7 @@ export class Answer {
     this.numForwards = 0;
     this.perForward = []; // tokens that came to be decided by each decode forward
     this.text = "";
+    this.rest = ""; // what tokens waited with for more bytes of a character that never came
     this.account = null;
     this.began = null;
     this.now = null;
@@ -69,6 +70,8 @@ export class Answer {
   finish() {
     this.canvas = [];
     this.drafts = [];
+    const shown = this.tokens.map((token) => token.text).join("");
+    if (this.account && this.text.startsWith(shown)) this.rest = this.text.slice(shown.length);
   }
 }
 
@@ -107,6 +110,7 @@ export class Picture {
         return part(`t canvas-token ${stepClass(answer.steps.get(answer.tokens.length + place))}`, text);
       }),
       ...answer.drafts.map((text) => part("t draft", text)),
+      answer.rest,
     );
     if (isAtEnd) this.element.scrollTop = this.element.scrollHeight;
   }
