@@ -175,6 +175,8 @@ def test_a_forced_call_is_a_call(served: Served) -> None:
         ({"max_tokens": 99_999}, "max_tokens", "holds 4096"),
         ({"stop": [""]}, "stop.0", "at least 1 character"),
         ({"logit_bias": {"999": 1}}, None, "999"),
+        ({"extra_body": {"response_format": {"type": "regex", "pattern": "("}}}, "response_format", "regex"),
+        ({"stop": "a", "extra_body": {"response_format": {"type": "json_object"}}}, None, "stop"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(

@@ -17,7 +17,8 @@ def test_a_crowd_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     out = tmp_path / "report.json"
-    arguments = ["--model", str(tiny_model), "--clients", "24", "--minutes", "0.33", "--out", str(out)]
+    arguments = ["--model", str(tiny_model), "--clients", "24", "--minutes", "0.33"]
+    arguments += ["--cache-mib", "4", "--out", str(out)]
     assert script.main(arguments) == 0
     report = json.loads(out.read_text())
     assert report["outcomes"]["right"] > 24

@@ -130,6 +130,7 @@ class Translator:
             )
         except UsageError as error:
             raise ServingError.of_usage(error) from error
+        self._check_constraint(options)
         orders = [
             Order(
                 tuple(prompt),
@@ -145,6 +146,15 @@ class Translator:
             sum(map(len, prompts)),
             is_call,
         )
+
+    def _check_constraint(self, options: Options) -> None:
+        """Compile a constraint here first, where only its own request waits, and refuse it by its field's name."""
+        if options.constraint is None:
+            return
+        try:
+            options.constraint.matcher(self._model.tokenizer, options.stop_token_ids or ())
+        except UsageError as error:
+            raise ServingError.of_usage(error, param="response_format") from error
 
     def _room(self, prompt: Sequence[int], limit: int | None) -> int:
         """Return how many tokens an answer may have: the limit, or else what fits."""
