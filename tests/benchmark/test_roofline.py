@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command_line import Command
 from unmask.benchmark.forward_cost import ForwardCost, ForwardShape, Machine
+from unmask.benchmark.projection import project
 from unmask.benchmark.roofline import (
     Point,
     RooflineConfig,
     break_evens,
     crossovers,
     measure_roofline,
-    projections,
 )
 from unmask.decoding.language_model import load
 from unmask.errors import UsageError
@@ -85,8 +85,7 @@ def test_break_even_and_crossover() -> None:
 
 
 def test_projections_follow_the_closed_form() -> None:
-    config = RooflineConfig(queries=(1, 32), contexts=(1,), tokens_per_forward=(3.0,))
-    found = {(each.shape, each.accelerator): each for each in projections(config, "tiny", CONFIG, most=1024)}
+    found = {(each.shape, each.accelerator): each for each in project({"tiny": CONFIG}, (1, 32), (3.0,), 1)}
     large = found["Nemotron-Labs-Diffusion-8B", "H100 SXM"]
     # Weights alone, bound by memory: tokens/s = TPF * bandwidth / bytes; crossover TPF * ridge / queries = 28 (E2).
     assert large.tokens_per_s == pytest.approx(3 * large.ar_tokens_per_s, rel=0.01)

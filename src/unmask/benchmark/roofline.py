@@ -7,7 +7,6 @@ its forward takes as many times as long as one of a single query: its break-even
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter
 
 from unmask.benchmark.forward_cost import ForwardCost, ForwardShape, Machine
 from unmask.benchmark.machine_rates import measure_machine, time_median
-from unmask.config import TransformerConfig
+from unmask.benchmark.projection import Projection, project
 from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 from unmask.evaluation.fingerprint import fingerprint
@@ -29,9 +28,6 @@ from unmask.training.run_folder import RunFolder
 REPORT_FILE = "roofline.json"
 SETTINGS_FILE = "settings.json"
 POINTS_FILE = "points.jsonl"
-
-_PROJECTED_BYTES = 2
-"""Of a number on the accelerators of the data sheets: bf16."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +84,6 @@ class Crossover:
     tokens_per_forward: float
     context: int
     batch: int | None
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What data-sheet rates allow a shape on an accelerator, in bf16: no measurement, and no kernel reaches it.
-
-    `ar_tokens_per_s`: of one request. `crossover_batch`: from how many requests on it is no longer faster.
-    """
-
-    shape: str
-    accelerator: str
-    source: str
-    queries: int
-    tokens_per_forward: float
-    context: int
-    ar_tokens_per_s: float
-    tokens_per_s: float
-    crossover_batch: int | None
 
 
 @dataclass(frozen=True)
@@ -182,7 +160,12 @@ def measure_roofline(
         points,
         break_evens(points),
         crossovers(points, config.tokens_per_forward),
-        projections(config, model.checkpoint.card.name, transformer.config),
+        project(
+            {model.checkpoint.card.name: transformer.config},
+            config.queries,
+            config.tokens_per_forward,
+            max(config.contexts),
+        ),
     )
     with place.saving(), place.replacing(REPORT_FILE) as partial:
         partial.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
@@ -248,46 +231,3 @@ def crossovers(points: Sequence[Point], tokens_per_forward: Sequence[float]) -> 
         )
         for (queries, context), speed in product(places, tokens_per_forward)
     )
-
-
-def projections(
-    config: RooflineConfig, name: str, own: TransformerConfig, *, most: int = 4096
-) -> tuple[Projection, ...]:
-    """Apply data-sheet rates to this model and to published shapes, at the longest context of the configuration."""
-    text = (files("unmask.benchmark") / "accelerators.json").read_text(encoding="utf-8")
-    data, context = json.loads(text), max(config.contexts)
-    known = {
-        shape.pop("name"): TransformerConfig(**{key: shape[key] for key in shape if key != "source"})
-        for shape in data["shapes"]
-    }
-    found = []
-    for sheet, (called, shape) in product(data["accelerators"], {name: own, **known}.items()):
-        machine = Machine(sheet["name"], sheet["operations_per_s"], sheet["bytes_per_s"])
-
-        def seconds(batch: int, queries: int, shape: TransformerConfig, machine: Machine) -> float:
-            forward = ForwardShape(batch, queries, context)
-            return ForwardCost.of(shape, forward, bytes_per_number=_PROJECTED_BYTES).floor_s(machine)
-
-        for queries, speed in product(config.queries, config.tokens_per_forward):
-            if queries == 1 or speed > queries:
-                continue
-            batches = (2**power for power in range(most.bit_length()))
-            loses = (
-                batch
-                for batch in batches
-                if seconds(batch, queries, shape, machine) >= speed * seconds(batch, 1, shape, machine)
-            )
-            found.append(
-                Projection(
-                    called,
-                    machine.name,
-                    sheet["source"],
-                    queries,
-                    speed,
-                    context,
-                    1 / seconds(1, 1, shape, machine),
-                    speed / seconds(1, queries, shape, machine),
-                    next(loses, None),
-                )
-            )
-    return tuple(found)
