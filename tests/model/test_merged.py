@@ -62,6 +62,17 @@ def test_merging_changes_no_value(shape: str, layout: Layout, targets: tuple[Lin
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_bfloat16_is_merged_too() -> None:
+    plain = random_transformer().to(torch.bfloat16)
+    adapter = random_adapter(CONFIG, ("q", "down"))
+    merged, merged_adapter = merge(plain, adapter)
+    tokens = torch.arange(SCATTERED.num_tokens)
+    ours, wanted = merged(tokens, SCATTERED, None, merged_adapter), plain(tokens, SCATTERED, None, adapter)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, wanted, rtol=0.1, atol=0.1)
+
+
 def test_int8_is_close(weight: Tensor) -> None:
     x, bias = torch.randn(7, 64, generator=torch.Generator().manual_seed(3)), torch.arange(96.0)
     exact = x @ weight.T

@@ -71,10 +71,12 @@ class _Transformers:
     def of(cls, model: LanguageModel, folder: Path) -> "_Transformers":
         """Let `transformers` load the checkpoint from a folder in the hub's layout, in float32."""
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         save_checkpoint(model.checkpoint, folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return cls(model.eval())
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would run through our own
+        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return cls(theirs.eval())
 
     def write(self, prompt_ids: Sequence[int], max_tokens: int) -> Run:
         """Write exactly so many tokens after a prompt, whatever stop tokens come, and time it."""

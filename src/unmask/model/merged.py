@@ -91,26 +91,46 @@ class MergedTransformer(Transformer):
 
 
 @dataclass(frozen=True)
+class MergedUpdate:
+    """The updates of the linear maps in one product.
+
+    `down`: those of all maps side by side, (in, ranks). `ups`: of each map that has an update, its columns of `down`,
+    its columns of the product's result, and its scaled up, (rank, out).
+    """
+
+    down: Tensor
+    ups: tuple[tuple[slice, slice, Tensor], ...]
+
+    def add_(self, x: Tensor, y: Tensor) -> None:
+        """Add the updates of rows `x` (n, in) to their results `y` (n, out), in place."""
+        inner = x.mm(self.down)
+        for ranks, outputs, up in self.ups:
+            y[:, outputs].addmm_(inner[:, ranks], up)
+
+
+@dataclass(frozen=True)
 class MergedDelta(LayerDelta):
     """One layer's low-rank updates, merged like its products."""
 
-    updates: Mapping[str, tuple[Product, Product]] = field(default_factory=dict)
+    updates: Mapping[str, MergedUpdate] = field(default_factory=dict)
 
     def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """Add the update of a product on `x` (N, in) to the adapter's rows of its result `y` (N, out), in place."""
         if name in self.updates:
-            down, up = self.updates[name]
-            y[self.rows] += up(down(x[self.rows]))
+            changed = y[self.rows]
+            self.updates[name].add_(x[self.rows], changed)
+            if not isinstance(self.rows, slice):  # then it was a copy
+                y[self.rows] = changed
         return y
 
 
 class MergedAdapter(Adapter):
     """An adapter that does on merged layers what the one it was made from does on plain ones."""
 
-    def __init__(self, source: Adapter, config: TransformerConfig) -> None:
+    def __init__(self, source: Adapter, config: TransformerConfig, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)  # without the parameters of a plain one
         self.config, self.mask_embedding, self.layers = source.config, source.mask_embedding, source.layers
-        self._updates = [_merge_low_rank(layer, config) for layer in source.layers]  # type: ignore[arg-type]
+        self._updates = [_merge_low_rank(layer, config, dtype) for layer in source.layers]  # type: ignore[arg-type]
 
     def deltas(self, layout: Layout) -> list[LayerDelta] | None:
         """Return each layer's updates for the adapter tokens of a layout, or `None` when it has none."""
@@ -153,33 +173,39 @@ def merge(
     """
     with torch.inference_mode():
         merged = MergedTransformer(transformer, make, exact_rows=exact_rows).requires_grad_(False).eval()
-        return merged, None if adapter is None else MergedAdapter(adapter, transformer.config)
+        return merged, None if adapter is None else MergedAdapter(
+            adapter, transformer.config, transformer.dtype
+        )
 
 
 def _merge(linears: Sequence[nn.Linear], make: MakeProduct) -> Product:
     """Return one product with the outputs of several linear maps of the same input, one after the other."""
     if len(linears) == 1:
         return make(linears[0].weight, linears[0].bias)
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    return make(torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return make(torch.cat(weights), torch.cat(biases) if biases else None)
 
 
 def _merge_low_rank(
-    layer: Mapping[str, LowRank], config: TransformerConfig
-) -> dict[str, tuple[Product, Product]]:
-    """Return two factors for each merged product: downs one below the other, ups on the diagonal of a matrix."""
+    layer: Mapping[str, LowRank], config: TransformerConfig, dtype: torch.dtype
+) -> dict[str, MergedUpdate]:
+    """Return the updates of one layer for each merged product that has any."""
     merged = {}
     for whole, names in MERGED.items():
-        sizes = [config.linear_shape(name)[1] for name in names]
-        parts = {name: layer[name] for name in names if name in layer}
-        if not parts:
-            continue
-        down = torch.cat(tuple(part.down for part in parts.values()))
-        up = down.new_zeros(sum(sizes), len(down))
-        column = 0
-        for name, part in parts.items():
-            row, rank = sum(sizes[: names.index(name)]), part.up.shape[1]
-            up[row : row + len(part.up), column : column + rank] = part.scale * part.up
-            column += rank
-        merged[whole] = product(down, None), product(up, None)
+        downs: list[Tensor] = []
+        ups: list[tuple[slice, slice, Tensor]] = []
+        rank = output = 0
+        for name in names:
+            size = config.linear_shape(name)[1]
+            if name in layer:
+                part = layer[name]
+                ranks = slice(rank, rank + len(part.down))
+                up = (part.scale * part.up).t().to(dtype).contiguous()
+                downs.append(part.down)
+                ups.append((ranks, slice(output, output + size), up))
+                rank = ranks.stop
+            output += size
+        if downs:
+            merged[whole] = MergedUpdate(torch.cat(downs).t().to(dtype).contiguous(), tuple(ups))
     return merged
