@@ -22,6 +22,7 @@ from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
 from unmask.cli.eval import eval
 from unmask.cli.failure import Failure
+from unmask.cli.fill import fill
 from unmask.cli.frontier import frontier
 from unmask.cli.generate import generate
 from unmask.cli.judge import judge
@@ -36,6 +37,7 @@ from unmask.cli.train import train
 
 COMMANDS = (
     generate,
+    fill,
     batch,
     serve,
     chat,

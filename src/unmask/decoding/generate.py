@@ -77,7 +77,8 @@ def _prefill(request: Request) -> Iterator[Snapshot]:
     prompt = torch.tensor(request.prompt_ids)
     for begin in range(0, len(prompt), PREFILL_CHUNK):
         chunk = prompt[begin : begin + PREFILL_CHUNK]
-        has_law = begin + len(chunk) == len(prompt) and request.denoiser.predicts_next
+        is_last = begin + len(chunk) == len(prompt)
+        has_law = is_last and request.denoiser.predicts_next and not request.fills_hole
         request.num_forwards += 1
         logits = request.denoiser.causal(chunk, begin, request.cache, num_heads=int(has_law))
         if has_law:
@@ -134,7 +135,7 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
     assert process is not None  # admit
     assert sampler is not None
     tokens, free = request.free_canvas()
-    length = int(free.sum())
+    length, first = int(free.sum()), int(free[0].long().argmax())
     states = sampling(
         request.denoise(start),
         process,
@@ -144,13 +145,13 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
         steps=options.num_steps or length,
         seeds=(options.seed,),
         shape=options.shape,
-        start=start + length - tokens.shape[1],
+        start=start - first,
     )
 
     def is_open(state: Sampled) -> Tensor:
         return process.is_masked(state.tokens) if process.masks else state.noisy
 
-    return (yield from _follow(request, states, length, is_open))
+    return (yield from _follow(request, states, slice(first, first + length), is_open))
 
 
 def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tensor]:
@@ -168,24 +169,26 @@ def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tens
         seeds=(options.seed,),
         shape=options.shape,
     )
-    return (yield from _follow(request, states, int(free.sum()), lambda state: torch.zeros_like(state.noisy)))
+    first = int(free[0].long().argmax())
+    places = slice(first, first + int(free.sum()))
+    return (yield from _follow(request, states, places, lambda state: torch.zeros_like(state.noisy)))
 
 
 def _follow(
-    request: Request, states: Iterator[Sampled], length: int, is_open: Callable[[Sampled], Tensor]
+    request: Request, states: Iterator[Sampled], places: slice, is_open: Callable[[Sampled], Tensor]
 ) -> Generator[Snapshot, None, Tensor]:
-    """Show and count every forward of a sampler; decide the last `length` tokens of the row it ends with."""
+    """Show and count every forward of a sampler; decide the `places` of the row it ends with."""
     transcript = request.transcript
     num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
     for state in states:
         request.num_forwards += int(state.num_forwards) - (request.num_decode_forwards - num_forwards)
         request.num_decode_forwards = num_forwards + int(state.num_forwards)
         written, unsure, steps = (
-            part[0, -length:] for part in (state.tokens, is_open(state), state.decided_at)
+            part[0, places] for part in (state.tokens, is_open(state), state.decided_at)
         )
         canvas = Canvas(written, unsure, steps.clamp_min(1) + num_forwards)
         if int(state.num_forwards):
-            confidence = state.confidence[0, -length:].tolist() if isinstance(state, Sharpened) else ()
+            confidence = state.confidence[0, places].tolist() if isinstance(state, Sharpened) else ()
             yield replace(request.snapshot("denoise", canvas, num_before), confidence=tuple(confidence))
     for token, step in zip(written.tolist(), canvas.decided_at.tolist(), strict=True):
         transcript.append(token, step)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from unmask.decoding.admission import default_sampler
 from unmask.decoding.constraint import Constraint
-from unmask.decoding.generate import stream
+from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Event, Generation
 from unmask.decoding.options import AnySampler, Mode, Options
 from unmask.decoding.rules import RULES, Rule
@@ -28,6 +28,9 @@ from unmask.tokenizer import Message
 
 Prompt = str | Sequence[Message]
 """A text, or the messages of a conversation, each with a ``role`` and a ``content``."""
+
+SUFFIX_LENGTH = 64
+"""Most tokens after a hole that stand on its canvas."""
 
 
 class LanguageModel:
@@ -121,6 +124,43 @@ class LanguageModel:
         *_, generation = self.stream(prompt, options, raw=raw)
         assert isinstance(generation, Generation)  # stream's promise
         return generation
+
+    def fill(
+        self,
+        before: str,
+        after: str,
+        *,
+        length: int,
+        rule: Rule | str | None = None,
+        sampler: AnySampler | str | None = None,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Generation:
+        """Write `length` tokens between two texts, by diffusion; see `Options` for the rest.
+
+        Of the text before the model sees as much as its context holds, of the text after at most 64 tokens: canvases
+        in training end not far behind what is open.
+        """
+        suffix = self.tokenizer.encode(after)[:SUFFIX_LENGTH]
+        room = self.checkpoint.transformer.config.max_positions - length - len(suffix)
+        options = Options(
+            "diffusion",
+            max_tokens=length,
+            rule=RULES.parse(rule) if isinstance(rule, str) else rule,
+            sampler=parse_sampler(sampler) if isinstance(sampler, str) else sampler,
+            num_steps=num_steps,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop_token_ids=(),
+            suffix_ids=tuple(suffix),
+        )
+        head = self.encode(before, raw=True)
+        return generate(self.denoiser, self.tokenizer, head[-max(1, room) :], self.resolve(options))
 
     def stream(self, prompt: Prompt, options: Options, *, raw: bool = False) -> Iterator[Event]:
         """Yield a snapshot after every forward, and the generation last.

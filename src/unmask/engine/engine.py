@@ -140,6 +140,11 @@ class Engine:
         if options.sampler is not None or (options.rule is not None and self._denoiser.mask_token_id is None):
             what = f"sampler {options.sampler}" if options.sampler else "a model without a mask token"
             raise UsageError(f"{what}: the engine fills masks by rules", "use decoding.generate")
+        if options.suffix_ids:
+            raise UsageError(
+                "suffix_ids: the engine's canvases end the text, none is a hole in it",
+                "use decoding.generate",
+            )
         transcript = Transcript(self._tokenizer, options, room=room)
         text_law = TextLaw.of(options, transcript.token_ids, self._tokenizer)
         request = Request(
