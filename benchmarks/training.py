@@ -88,7 +88,8 @@ def straightforward(folder: Path, dtype: Precision) -> Step:
     def step(batch: list[Document], generator: np.random.Generator) -> float:
         losses, weights = [], []
         rows = [cut(document, row, vocab_size, blocks, generator) for row, document in enumerate(batch)]
-        tokens, positions, visible = packed(batch, rows)
+        parts = [[run_part(canvas, vocab_size) for canvas in canvases] for canvases in rows]
+        tokens, positions, visible = packed(batch, parts)
         is_mask = tokens == vocab_size
         inputs = embeddings[tokens.masked_fill(is_mask, 0)]
         inputs = torch.where(is_mask[..., None], mask_embedding.to(inputs.dtype), inputs)
@@ -114,7 +115,7 @@ def straightforward(folder: Path, dtype: Precision) -> Step:
                 target = (1 - share) * target + share * F.one_hot(truth, vocab_size)
                 losses.append(F.cross_entropy(student, target, reduction="none"))
                 weights.append((RECIPE.draft_decay if draft else 1.0) ** torch.arange(size - 1)[is_open])
-                place += size
+                place += len(run_part(canvas, vocab_size).tokens)
         weight = torch.cat(weights)
         loss = (torch.cat(losses) * weight).sum() / weight.sum()
         loss.backward()
@@ -123,6 +124,11 @@ def straightforward(folder: Path, dtype: Precision) -> Step:
         return loss.item()
 
     return step
+
+
+def run_part(canvas: Canvas, mask: int) -> Canvas:
+    """Drop a last open token: under a logit shift it predicts what lies beyond the canvas."""
+    return Canvas(canvas.row, canvas.start, canvas.tokens[:-1]) if canvas.tokens[-1] == mask else canvas
 
 
 def packed(batch: Sequence[Document], rows: Sequence[Sequence[Canvas]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,12 +175,12 @@ def spawn(way: str, folder: Path, dtype: str, arguments: argparse.Namespace) -> 
     return result
 
 
-def summary(runs: Sequence[dict[str, Any]], num_tokens: int) -> dict[str, float]:
+def summary(runs: Sequence[dict[str, Any]], num_tokens: int) -> dict[str, Any]:
     speeds = [num_tokens / statistics.median(run["seconds"]) for run in runs]
-    spread = statistics.stdev(speeds) / len(speeds) ** 0.5 if len(speeds) > 1 else float("nan")
+    error = round(statistics.stdev(speeds) / len(speeds) ** 0.5, 2) if len(speeds) > 1 else None
     return {
         "tokens_per_s": round(statistics.mean(speeds), 2),
-        "tokens_per_s_standard_error": round(spread, 2),
+        "tokens_per_s_standard_error": error,
         "peak_mib": round(max(run["peak_bytes"] for run in runs) / 2**20, 1),
         "first_loss": round(runs[0]["losses"][0], 5),
     }
