@@ -41,6 +41,8 @@ format: $(VENV)/installed-dev
 docs: $(VENV)/installed-test
 	$(BIN)/python docs/make_cli_page.py
 	$(BIN)/python docs/make_config_page.py
+	$(BIN)/python docs/make_published_page.py
+	$(BIN)/python docs/make_serving_page.py
 
 # Stamps, for the package alone and with each extra of pyproject.toml: a second run installs nothing, a changed
 # manifest installs again. The constraints go through the environment because they must bind the build's own tools too.

@@ -5,8 +5,9 @@
 One transformer for each objective, same size, same number of sequences. The bound of each is measured on fresh
 sequences, with its standard error, beside the chain's entropy rate: a perfect model costs exactly that. For the masked
 model the error of parallel decoding is measured too: the KL divergence from the chain to what it writes in so many
-rounds, by exact likelihood, beside the closed form of a perfect denoiser. Writes benchmarks/markov.json and .png; cases
-that are not named keep what the report has of them.
+rounds, by exact likelihood, beside the closed form of a perfect denoiser. Of the continuous model pairs and triples of
+what it writes are compared with the chain's by a chi-square. Writes benchmarks/markov.json and .png; cases that are not
+named keep what the report has of them.
 """
 
 import argparse
@@ -22,16 +23,22 @@ import numpy as np
 import torch
 
 from unmask.config import TransformerConfig
-from unmask.diffusion.markov import MarkovChain
+from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS
+from unmask.decoding.gaussian_sampling import gaussian_sample
+from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
+from unmask.diffusion.markov import ChiSquare, MarkovChain
 from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.diffusion.times import ExactCount
 from unmask.evaluation.provenance import provenance
 from unmask.model.conditioning import Conditioning
+from unmask.model.continuous import GAUSSIAN, TokenVectors
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import thread_count, tune_allocator
 from unmask.training.batches import Batch
+from unmask.training.continuous import ContinuousObjective
 from unmask.training.initialisation import random_transformer
+from unmask.training.learner import Network
 from unmask.training.learning_rate import WarmupStableDecay
 from unmask.training.loss import optimised
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
@@ -40,6 +47,7 @@ from unmask.training.streams import Cuts
 HERE = Path(__file__).parent
 ROWS = 64
 SEED = 0
+LOSSES = {NEXT_TOKEN: "next token", DIFFUSION: "diffusion"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,10 @@ CASES = (
     # With a linear schedule the estimates of these two have no finite variance: docs/diffusion.md.
     Case("uniform", "uniform", "polynomial:2", time_port=True),
     Case("hybrid 0.2", "hybrid:0.2", "polynomial:4", time_port=True),
+    Case("continuous", GAUSSIAN, "learned:-6,6", time_port=True),
 )
+VECTOR_SIZE = 8
+WRITTEN = 300
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,15 @@ class Bound:
     seconds: float
 
 
-def build(case: Case, vocab_size: int, length: int, generator: torch.Generator) -> Objective:
+def build(
+    case: Case, vocab_size: int, length: int, generator: torch.Generator
+) -> Objective | ContinuousObjective:
     """Return a small random model with its objective; the mask, if any, follows the vocabulary."""
-    noise, mask = None, None
-    if case.process is not None:
+    noise, mask, vectors = None, None, None
+    if case.process == GAUSSIAN:
+        schedule = GAUSSIAN_SCHEDULES.parse(case.schedule)
+        vectors = TokenVectors.initialise(vocab_size, VECTOR_SIZE, 64, schedule, generator)
+    elif case.process is not None:
         process = build_process(case.process, vocab_size, vocab_size, SCHEDULES.parse(case.schedule))
         noise, mask = NoiseConfig(process, case.cuts), process.mask_token_id
     config = TransformerConfig(
@@ -96,18 +112,25 @@ def build(case: Case, vocab_size: int, length: int, generator: torch.Generator) 
         qk_norm=True,
     )
     ports = Conditioning.initialise(64, generator, time=True, belief=False) if case.time_port else None
-    transformer = random_transformer(config, generator)
-    return Objective(
-        Denoiser(transformer, mask_token_id=mask, logit_shift=False, conditioning=ports),
-        case.next_token,
-        noise,
+    denoiser = Denoiser(
+        random_transformer(config, generator),
+        mask_token_id=mask,
+        logit_shift=False,
+        conditioning=ports,
+        vectors=vectors,
     )
+    return Objective(denoiser, case.next_token, noise) if vectors is None else ContinuousObjective(denoiser)
 
 
-def train(objective: Objective, draw: Callable[[], Batch], steps: int, generator: torch.Generator) -> None:
+def train(
+    objective: Objective | ContinuousObjective,
+    draw: Callable[[], Batch],
+    steps: int,
+    generator: torch.Generator,
+) -> None:
     denoiser = objective.denoiser
-    ports = [] if denoiser.conditioning is None else list(denoiser.conditioning.parameters())
-    parameters = [*denoiser.transformer.parameters(), *ports]
+    network = Network(denoiser.transformer, denoiser.conditioning, denoiser.vectors)
+    parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
     rates = WarmupStableDecay(3e-3, warmup_steps=50, decay_share=0.5)
     for step in range(steps):
@@ -122,7 +145,7 @@ def train(objective: Objective, draw: Callable[[], Batch], steps: int, generator
 @torch.no_grad()
 def measure(
     case: Case,
-    objective: Objective,
+    objective: Objective | ContinuousObjective,
     draw: Callable[[], Batch],
     entropy: float,
     num_batches: int,
@@ -135,11 +158,12 @@ def measure(
     values: dict[str, list[float]] = {}
     for _ in range(num_batches):
         for name, loss in objective(draw(), generator).items():
-            values.setdefault(name, []).append(float(loss.total) / loss.num_tokens)
+            if name in LOSSES:
+                values.setdefault(name, []).append(float(loss.total) / loss.num_tokens)
     return [
         Bound(
             case.name,
-            {NEXT_TOKEN: "next token", DIFFUSION: "diffusion"}[name],
+            LOSSES[name],
             round(float(np.mean(means)), 5),
             round(float(np.std(means, ddof=1) / len(means) ** 0.5), 5),
             round(float(np.mean(means)) / entropy - 1, 5),
@@ -195,6 +219,49 @@ def divergences(objective: Objective, chain: MarkovChain, length: int) -> list[d
                     "closed_form": round(exact, 4),
                 }
             )
+    return rows
+
+
+def rounded(found: ChiSquare) -> dict[str, float]:
+    return {
+        "statistic": round(found.statistic, 1),
+        "degrees": found.degrees,
+        "p_value": round(found.p_value, 4),
+    }
+
+
+def written(objective: ContinuousObjective, chain: MarkovChain, length: int) -> list[dict[str, object]]:
+    """Compare what the continuous model writes after a first token of the chain with the chain."""
+    process = objective.denoiser.informed().process
+    tokens = chain.sample(WRITTEN, 1, torch.Generator().manual_seed(SEED + 3)).expand(-1, length + 1)
+    free = torch.ones_like(tokens, dtype=torch.bool)
+    free[:, 0] = False
+    rows = []
+    for name in ("multistep", "churn:1", "ancestral"):
+        sampler = GAUSSIAN_SAMPLERS.parse(name)
+        for steps in (8, 32, 128):
+            found = gaussian_sample(
+                objective.denoiser.informed(),
+                process,
+                tokens,
+                free,
+                sampler,
+                steps=steps,
+                seeds=range(WRITTEN),
+            ).tokens
+            nats = -(chain.log_prob(found) - chain.initial.log()[found[:, 0]]) / length
+            rows.append(
+                {
+                    "sampler": name,
+                    "steps": steps,
+                    "sequences": WRITTEN,
+                    "nats_per_token": round(float(nats.mean()), 4),
+                    "standard_error": round(float(nats.std() / WRITTEN**0.5), 4),
+                    "pairs": rounded(chain.chi_square(found, size=2)),
+                    "triples": rounded(chain.chi_square(found, size=3)),
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
@@ -257,6 +324,7 @@ def main() -> None:
     if any(old.get(key, value) != value for key, value in settings.items()):
         raise SystemExit("markov.json is of other settings: run all cases")
     rows: list[dict[str, object]] = old.get("kl_of_schedules", [])
+    sampled: list[dict[str, object]] = old.get("written_by_continuous", [])
     known = {(line["objective"], line["loss"]): Bound(**line) for line in old.get("bounds", [])}
     bounds_of = tuple(range(0, ROWS * (length + 1) + 1, length + 1))
     for case in chosen:
@@ -274,6 +342,8 @@ def main() -> None:
             print(bound, file=sys.stderr, flush=True)
         if case.name == "masked":
             rows = divergences(objective, chain, length)
+        if isinstance(objective, ContinuousObjective):
+            sampled = written(objective, chain, length)
     report = {
         "command": " ".join(["python", "benchmarks/markov.py", *sys.argv[1:]]),
         "machine": provenance(torch.device("cpu"), torch.float32),
@@ -281,6 +351,7 @@ def main() -> None:
         "entropy_nats_per_token": round(entropy, 5),
         "bounds": [asdict(bound) for bound in known.values()],
         "kl_of_schedules": rows,
+        "written_by_continuous": sampled,
     }
     (HERE / "markov.json").write_text(json.dumps(report, indent=2) + "\n")
     draw_picture(list(known.values()), rows, entropy, HERE / "markov.png")

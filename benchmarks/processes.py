@@ -1,12 +1,12 @@
 """Train one model from scratch for every process at the same budget, and compare bits per byte and few-step samples.
 
     unmask data SHARDS --text FILE ... --tokenizer bpe:4096
-    python benchmarks/processes.py SHARDS --runs FOLDER [--minutes 18] [--only masked]
+    python benchmarks/processes.py SHARDS --runs FOLDER [--minutes 18] [--cases masked uniform]
 
 Every run is `unmask train benchmarks/processes.toml` with other settings, and is continued where it stopped. Bits per
 byte are those of the held-out documents: exact for `ar`, an upper bound for the others. Samples are judged by the `ar`
 model of the same run (bits per token), beside their own unigram entropy and the share of distinct pairs: a low number
-alone says nothing. Writes benchmarks/processes.json and .png.
+alone says nothing. Writes benchmarks/processes.json and .png; cases that are not named keep what the report has of them.
 """
 
 import argparse
@@ -14,8 +14,6 @@ import json
 import math
 import subprocess
 import sys
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,7 +25,7 @@ from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.samplers import parse_sampler
 from unmask.decoding.sampling import sample
 from unmask.evaluation.provenance import provenance
-from unmask.layout import Layout, Segment
+from unmask.evaluation.written import distinct_pairs, judged_bits, unigram_entropy
 from unmask.runtime import thread_count, tune_allocator
 from unmask.training.run import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE
@@ -51,7 +49,11 @@ CASES = {
         "objective.schedule=polynomial:2",
         "objective.time_conditioning=true",
     ],
-    "continuous": ["objective.name=continuous", "objective.self_conditioning=false"],
+    "continuous": [
+        "objective.name=continuous",
+        "objective.schedule=learned:-7,5",
+        "objective.self_conditioning=false",
+    ],
 }
 SAMPLERS = {
     "masked": ("ancestral", "top-k:1", "random:1", "remdm-cap"),
@@ -92,24 +94,13 @@ def model_of(folder: Path) -> LanguageModel:
     return load(str(last / MODEL_FOLDER))
 
 
-@torch.no_grad()
-def judged(judge: LanguageModel, tokens: Tensor) -> float:
-    """Return bits per token of (B, L) tokens, each row after its first, under an autoregressive model."""
-    rows, length = tokens.shape
-    transformer = judge.denoiser.transformer
-    hidden = transformer(tokens.flatten(), Layout([Segment(0, length)] * rows)).view(rows, length, -1)
-    laws = transformer.logits(hidden[:, :-1]).log_softmax(-1)
-    return -float(laws.gather(-1, tokens[:, 1:, None]).mean()) / math.log(2)
-
-
-def spread(tokens: Tensor) -> tuple[float, float]:
-    """Return the unigram entropy in bits, mean over rows, and the share of distinct pairs over all rows."""
-    entropies, pairs = [], Counter()
-    for row in tokens.tolist():
-        counts = torch.tensor(list(Counter(row).values())).double()
-        entropies.append(float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2))
-        pairs.update(pairwise(row))
-    return sum(entropies) / len(entropies), len(pairs) / pairs.total()
+def quality(tokens: Tensor, judge: LanguageModel) -> dict[str, float]:
+    """Return bits per token of rows after their first under the judge, unigram entropy, and distinct pairs."""
+    return {
+        "judged_bits_per_token": round(float(judged_bits(judge.denoiser, tokens).mean()), 3),
+        "unigram_entropy_bits": round(float(unigram_entropy(tokens[:, 1:]).mean()), 3),
+        "distinct_pairs": round(distinct_pairs(tokens[:, 1:]), 4),
+    }
 
 
 def samples(name: str, model: LanguageModel, judge: LanguageModel) -> list[dict[str, object]]:
@@ -131,15 +122,12 @@ def samples(name: str, model: LanguageModel, judge: LanguageModel) -> list[dict[
                 seeds=range(NUM_SAMPLES),
                 shape=Shape(temperature=1.0),
             )
-            entropy, distinct = spread(written.tokens[:, 1:])
             rows.append(
                 {
                     "model": name,
                     "sampler": sampler,
                     "steps": steps,
-                    "judged_bits_per_token": round(judged(judge, written.tokens), 3),
-                    "unigram_entropy_bits": round(entropy, 3),
-                    "distinct_pairs": round(distinct, 4),
+                    **quality(written.tokens, judge),
                     "sample": model.tokenizer.decode(written.tokens[0, 1:].tolist())[:300],
                 }
             )
@@ -151,12 +139,7 @@ def held_out_text(shards: Shards, judge: LanguageModel) -> dict[str, float]:
     """Return the same numbers of real text."""
     tokens = torch.from_numpy(shards.held_out.read(0, NUM_SAMPLES * LENGTH)).view(NUM_SAMPLES, LENGTH)
     rows = torch.cat([torch.full((NUM_SAMPLES, 1), judge.tokenizer.eos_id), tokens], dim=1)
-    entropy, distinct = spread(tokens)
-    return {
-        "judged_bits_per_token": round(judged(judge, rows), 3),
-        "unigram_entropy_bits": round(entropy, 3),
-        "distinct_pairs": round(distinct, 4),
-    }
+    return quality(rows, judge)
 
 
 def draw_picture(report: dict[str, object], path: Path) -> None:
@@ -188,46 +171,53 @@ def draw_picture(report: dict[str, object], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def bounds(name: str, folder: Path, per_byte: float) -> dict[str, object]:
+    """Return the held-out bits per byte of a run, as it trained and at its end."""
+    measured = curve(folder)
+    points = [
+        {
+            "step": point["step"],
+            "num_tokens": point["num_tokens"],
+            "bits_per_byte": round(point["losses"]["ar" if name == "ar" else "diffusion"] * per_byte, 4),
+        }
+        for point in measured
+    ]
+    last = measured[-1]["losses"]
+    also = {"ar_bits_per_byte": round(last["ar"] * per_byte, 4)} if name.startswith("joint") else {}
+    return {
+        "bits_per_byte": points[-1]["bits_per_byte"],
+        **also,
+        "tokens": points[-1]["num_tokens"],
+        "curve": points,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=18)
-    parser.add_argument("--only", choices=CASES, help="train this one and write no report")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--train-only", action="store_true", help="write no report")
     arguments = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(thread_count() or torch.get_num_threads())
-    for name in [arguments.only] if arguments.only else CASES:
+    for name in arguments.cases:
         train(name, arguments.shards, folder_of(arguments.runs, name), arguments.minutes)
-    if arguments.only:
+    if arguments.train_only:
         return
     shards = Shards.open(arguments.shards)
     entry = shards.manifest.splits["held_out"]
     per_byte = entry.num_tokens / entry.num_bytes / math.log(2)
-    models: dict[str, object] = {}
-    for name in CASES:
-        folder = folder_of(arguments.runs, name)
-        points = [
-            {
-                "step": point["step"],
-                "num_tokens": point["num_tokens"],
-                "bits_per_byte": round(
-                    point["losses"].get("diffusion", point["losses"].get("ar")) * per_byte, 4
-                ),
-            }
-            for point in curve(folder)
-        ]
-        models[name] = {
-            "bits_per_byte": points[-1]["bits_per_byte"],
-            "tokens": points[-1]["num_tokens"],
-            "curve": points,
-        }
-        last = curve(folder)[-1]["losses"]
-        if len(last) > 1:
-            models[name]["ar_bits_per_byte"] = round(last["ar"] * per_byte, 4)
-    judge = model_of(arguments.runs / "ar")
-    rows = [
-        row for name in SAMPLERS for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
+    path = HERE / "processes.json"
+    kept = json.loads(path.read_text()) if len(arguments.cases) < len(CASES) and path.exists() else {}
+    judge = model_of(folder_of(arguments.runs, "ar"))
+    old = [row for row in kept.get("samples", ()) if row["model"] not in arguments.cases]
+    new = [
+        row
+        for name in SAMPLERS
+        if name in arguments.cases
+        for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
     ]
     report = {
         "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),
@@ -235,10 +225,11 @@ def main() -> None:
         "minutes_per_model": arguments.minutes,
         "bytes_per_token": round(entry.num_bytes / entry.num_tokens, 4),
         "held_out_text": held_out_text(shards, judge),
-        "models": models,
-        "samples": rows,
+        "models": kept.get("models", {})
+        | {name: bounds(name, folder_of(arguments.runs, name), per_byte) for name in arguments.cases},
+        "samples": old + new,
     }
-    (HERE / "processes.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     draw_picture(report, HERE / "processes.png")
 
 

@@ -28,6 +28,27 @@ def letter_tokenizer() -> Tokenizer:
     return Tokenizer(backend, {"eos_token": "<eos>", "bos_token": "<bos>"})
 
 
+def byte_tokenizer() -> Tokenizer:
+    """Return a tokenizer of 260-odd tokens that spells every text: all bytes, and some pieces that JSON is made of."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ('"', ":"),
+        ('":', "Ġ"),
+        (",", "Ġ"),
+        ("t", "r"),
+        ("u", "e"),
+        ("tr", "ue"),
+        ('"', "}"),
+        ("Ã", "©"),
+    ]
+    words = ["<eos>", "<bos>", *letters, *("".join(pair) for pair in merges)]
+    backend = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>", "<bos>"])
+    return Tokenizer(backend, {"eos_token": "<eos>", "bos_token": "<bos>"})
+
+
 @dataclass(frozen=True)
 class CountingDenoiser(Denoiser):
     """A denoiser that keeps a record of its calls, and its caches."""

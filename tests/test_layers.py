@@ -53,6 +53,15 @@ TORCH_FREE = (
     "engine.cost_curve",
     "engine.acceptance",
     "evaluation.tasks",
+    "serving.answers",
+    "serving.body",
+    "serving.errors",
+    "serving.fields",
+    "serving.formats",
+    "serving.keys",
+    "serving.messages",
+    "serving.protocol",
+    "serving.settings",
 )
 """Modules, below ``unmask``, that must be importable without torch; a package stands for everything in it."""
 

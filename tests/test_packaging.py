@@ -72,14 +72,15 @@ def test_importing_changes_nothing() -> None:
     assert done.stdout == done.stderr == ""
 
 
-def test_the_command_line_page_is_up_to_date() -> None:
-    path = ROOT / "docs" / "make_cli_page.py"
-    spec = importlib.util.spec_from_file_location("make_cli_page", path)
+@pytest.mark.parametrize("name", ["cli", "published"])
+def test_the_generated_pages_are_up_to_date(name: str) -> None:
+    path = ROOT / "docs" / f"make_{name}_page.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == maker.page(), "run `make docs`"
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == maker.page(), "run `make docs`"
 
 
 @pytest.mark.parametrize(

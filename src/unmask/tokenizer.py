@@ -133,6 +133,49 @@ class Tokenizer:
         shown = [disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces]
         return self._encode_pieces(shown)
 
+    def render_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Return the ids of a whole conversation, and which of them the assistant has to write.
+
+        Those are its words, up to the last special token that the template puts after them. They are tokenised by
+        themselves, as they come about after a prompt. Raise UsageError for a conversation the template cannot take, or
+        whose earlier turns it writes in another way once later ones follow.
+        """
+        if self.chat_template is None:
+            raise UsageError("this model has no chat template", "give texts instead of messages")
+        _check_messages(messages)
+        disguise = Disguise(tuple(self._specials), messages)
+        hidden = [{key: disguise.put_on(text) for key, text in message.items()} for message in messages]
+
+        def rendered(count: int, *, asks: bool) -> str:
+            assert self.chat_template is not None
+            values = {"messages": hidden[:count], "add_generation_prompt": asks, **self.names}
+            return _render(self.chat_template, values)
+
+        whole, end = rendered(len(messages), asks=False), 0
+        stretches: list[tuple[str, bool]] = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            opening, closing = rendered(number, asks=True), rendered(number + 1, asks=False)
+            if not (closing.startswith(opening) and whole.startswith(closing)):
+                raise UsageError(
+                    "the chat template writes an answer in another way once other turns follow",
+                    "give each answer as a conversation of its own, or other messages",
+                )
+            stretches += [(whole[end : len(opening)], False), (closing[len(opening) :], True)]
+            end = len(closing)
+        ids: list[int] = []
+        answered: list[bool] = []
+        for text, is_answer in (*stretches, (whole[end:], False)):
+            pieces = self._split(text)
+            last = max((place for place, piece in enumerate(pieces) if isinstance(piece, int)), default=None)
+            for place, piece in enumerate(pieces):
+                shown = disguise.take_off(piece) if isinstance(piece, str) else piece
+                new = self._encode_piece(shown, is_first=not ids)
+                ids += new
+                answered += [is_answer and (last is None or place <= last)] * len(new)
+        return ids, answered
+
     def chat_head(self) -> list[int]:
         """Return the ids that come before the words of a conversation's first user message.
 
@@ -178,11 +221,14 @@ class Tokenizer:
     def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
         for index, piece in enumerate(pieces):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                backend = self._continuation if index else self.backend
-                ids += backend.encode(piece, add_special_tokens=False).ids
+            ids += self._encode_piece(piece, is_first=not index)
+        return ids
+
+    def _encode_piece(self, piece: str | int, *, is_first: bool) -> list[int]:
+        if isinstance(piece, int):
+            return [piece]
+        backend = self.backend if is_first else self._continuation
+        ids: list[int] = backend.encode(piece, add_special_tokens=False).ids
         return ids
 
     @cached_property

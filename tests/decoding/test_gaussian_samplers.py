@@ -20,10 +20,13 @@ from unmask.decoding.gaussian_samplers import (
     GaussianSampler,
     Heun,
     Multistep,
+    Restart,
     Seen,
 )
 from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sample, gaussian_sampling
+from unmask.diffusion.flow_end import flow_end
 from unmask.diffusion.gaussian import Gaussian
+from unmask.diffusion.gaussian_objective import GaussianNoised
 from unmask.diffusion.gaussian_schedule import GumbelGamma, LinearGamma
 from unmask.errors import UsageError
 from unmask.rng import Stream
@@ -88,6 +91,28 @@ def test_one_forward_writes_independent_tokens() -> None:
     found = counts(table, written(table, Gaussian(SQUARE, SCHEDULE), Euler(), 1).tokens)
     independent = (table.marginals[0][:, None] * table.marginals[1]).flatten()
     assert chisquare(found[independent > 0], ROWS * independent[independent > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_restarts_write_whole_templates_where_the_flow_ends(steps: int) -> None:
+    """A denoiser that names the flow's end needs one forward; fresh noise in further ones keeps the law."""
+    table, rows = templates(), 600
+    process = Gaussian(SQUARE, LinearGamma(-6.0, 6.0))
+
+    def student(noisy: Tensor, gamma: Tensor, belief: Tensor | None = None, /) -> Tensor:
+        t, free = (gamma[:, 0] + 6) / 12, torch.ones_like(gamma, dtype=torch.bool)
+        noised = GaussianNoised(noisy, gamma, t, free)
+        return flow_end(Exact(table, process), blank, noised, process, num_steps=16)
+
+    blank = torch.zeros(rows, 2, dtype=torch.int64)
+    free = torch.ones_like(blank, dtype=torch.bool)
+    shape = Shape(temperature=0.0)
+    found = gaussian_sample(
+        student, process, blank, free, Restart(), steps=steps, seeds=range(rows), shape=shape
+    )
+    whole = counts(table, found.tokens)[table.chances > 0]
+    assert int(whole.sum()) == rows
+    assert chisquare(whole).pvalue > 1e-3
 
 
 def walk(
@@ -318,7 +343,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_texts_mean_samplers() -> None:
-    assert set(GAUSSIAN_SAMPLERS.names()) == {"euler", "heun", "multistep", "churn", "ancestral"}
+    assert set(GAUSSIAN_SAMPLERS.names()) == {"euler", "heun", "multistep", "churn", "ancestral", "restart"}
     assert GAUSSIAN_SAMPLERS.parse("churn:0.25") == Churn(0.25)
     with pytest.raises(UsageError, match=r"share=-1\.0"):
         GAUSSIAN_SAMPLERS.parse("churn:-1")

@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from random_denoisers import letter_tokenizer
 from unmask.decoding.candidates import sampling_law
+from unmask.decoding.constraint import Constraint
 from unmask.decoding.options import Options
 from unmask.decoding.speculation import accept, acceptance, residual
 from unmask.decoding.text_law import TextLaw
 from unmask.model.denoiser import Denoiser
+
+REGEX = Constraint("regex", "a(a|bb)*")
 
 Law = dict[tuple[int, ...], float]
 Conditional = Callable[[tuple[int, ...]], Tensor]
@@ -123,9 +127,21 @@ def test_the_enumeration_finds_a_wrong_rule() -> None:
         Options(temperature=1.2, min_p=0.2, logit_bias=((2, 1.5),)),
         Options(temperature=1.0, presence_penalty=0.8, frequency_penalty=0.5, top_k=3),
         Options(frequency_penalty=1.0),
+        Options(temperature=1.0, top_k=3, constraint=REGEX, stop_token_ids=(0,)),
+        Options(presence_penalty=2.0, constraint=REGEX, stop_token_ids=(0,)),
         Options(),
     ],
-    ids=["plain", "top-k", "top-p", "min-p", "penalties", "greedy-penalties", "greedy"],
+    ids=[
+        "plain",
+        "top-k",
+        "top-p",
+        "min-p",
+        "penalties",
+        "greedy-penalties",
+        "constraint",
+        "greedy-constraint",
+        "greedy",
+    ],
 )
 def test_exact_law_on_a_tiny_transformer(
     make_denoiser: Callable[..., Denoiser], logit_shift: bool, options: Options
@@ -133,41 +149,60 @@ def test_exact_law_on_a_tiny_transformer(
     """Enumerate drafts of three tokens of four with the real canvas and the real causal stream."""
     vocab_size, length = 4, 3
     model = make_denoiser(vocab_size=vocab_size, logit_shift=logit_shift, num_layers=1, sharpness=2.0)
-    cache, seed = model.new_cache(8), 1
+    cache, seed = model.new_cache(8), 2
     draft = model.draft([seed], torch.full((length,), vocab_size), 0, cache)
-    text_law = TextLaw(options, [seed])
+    text_law = TextLaw.of(options, [seed], letter_tokenizer())
     logits: dict[tuple[int, ...], Tensor] = {(): draft.next_logits}
     for prefix in (p for n in range(1, length + 1) for p in itertools.product(range(vocab_size), repeat=n)):
         logits[prefix] = model.causal(torch.tensor(prefix), 1, cache, num_heads=1)[0]
 
-    def verifier(prefix: tuple[int, ...]) -> Tensor:
-        rows = [logits[prefix[:count]] for count in range(len(prefix) + 1)]
+    def law_after(rows: list[Tensor], prefix: tuple[int, ...]) -> Tensor:
+        if options.constraint and not is_grammatical(seed, prefix):
+            return torch.zeros(vocab_size, dtype=torch.float64)
         return text_law.laws(torch.stack(rows), prefix)[-1]
 
+    @functools.cache
+    def verifier(prefix: tuple[int, ...]) -> Tensor:
+        return law_after([logits[prefix[:count]] for count in range(len(prefix) + 1)], prefix)
+
+    @functools.cache
+    def offer(prefix: tuple[int, ...]) -> Tensor:
+        return law_after(list(draft.logits[: len(prefix) + 1]), prefix)
+
     def autoregressive(prefix: tuple[int, ...]) -> Tensor:
+        if options.constraint and 0 in prefix:  # behind the end, where anything goes
+            return sampling_law(logits[prefix], options)
         penalised = logits[prefix].clone()
         for token in {seed, *prefix}:
             times = [seed, *prefix].count(token)
             penalised[token] -= options.presence_penalty + options.frequency_penalty * times
+        if options.constraint:
+            possible = [token in continuations((seed, *prefix)) for token in range(vocab_size)]
+            penalised[~torch.tensor(possible)] = -torch.inf
         return sampling_law(penalised, options)
-
-    def offer(prefix: tuple[int, ...]) -> Tensor:
-        return text_law.laws(draft.logits[: len(prefix) + 1], prefix)[-1]
 
     reference = model.causal(torch.tensor([seed]), 0, model.new_cache(8), num_heads=1)
     torch.testing.assert_close(draft.next_logits, reference[0], atol=1e-5, rtol=1e-5)
     if logit_shift:  # the first draft comes from the verifier's own law, and is always accepted
         assert torch.equal(offer(()), verifier(()))
-    cycle = cycle_law(cache_of(offer), cache_of(verifier), vocab_size, length)
-    found = completed(cycle, cache_of(verifier), vocab_size, length + 1)
+    cycle = cycle_law(offer, verifier, vocab_size, length)
+    found = completed(cycle, verifier, vocab_size, length + 1)
     assert largest_gap(found, sequence_law(autoregressive, vocab_size, length + 1)) < 1e-6
     drawn, laws = text_law.draw(draft.logits[:length], torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64))
     tokens = tuple(drawn.tolist())
     assert all(torch.equal(laws[place], offer(tokens[:place])) for place in range(length))
 
 
-def cache_of(law: Conditional) -> Conditional:
-    return functools.cache(law)
+def continuations(text: tuple[int, ...]) -> set[int]:
+    """Return what of <eos>, <bos>, a and b may follow a text that `REGEX` may begin with."""
+    assert REGEX.text == "a(a|bb)*"
+    num_last_bs = next((i for i, token in enumerate(reversed(text)) if token != 3), len(text))
+    return {3} if num_last_bs % 2 else {0, 2, 3}
+
+
+def is_grammatical(seed: int, prefix: tuple[int, ...]) -> bool:
+    end = prefix.index(0) + 1 if 0 in prefix else len(prefix)
+    return all(prefix[place] in continuations((seed, *prefix[:place])) for place in range(end))
 
 
 def test_greedy_is_the_longest_run_of_agreement() -> None:

@@ -89,6 +89,31 @@ def test_lean_is_exact_for_a_mean_that_is_linear_in_gamma(gamma: float, target: 
     torch.testing.assert_close(found, z, rtol=0, atol=1e-4)
 
 
+def test_the_flow_of_normal_data_is_an_affine_map_and_a_semigroup() -> None:
+    """Of N(mu, s^2) the flow keeps each number's place: so many standard deviations from the mean at every level."""
+    process, mu, s = Gaussian(LINE, WIDE), 0.7, 0.4
+
+    def moments(gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = log_alpha(gamma).exp(), log_sigma(gamma).exp()
+        return alpha, alpha * mu, (alpha**2 * s**2 + sigma**2).sqrt()
+
+    def closed(z: Tensor, gamma: Tensor, target: Tensor) -> Tensor:
+        (_, mean, spread), (_, there, wide) = moments(gamma), moments(target)
+        return there + wide * (z - mean) / spread
+
+    def followed(z: Tensor, gamma: Tensor, target: Tensor) -> Tensor:
+        for here, there in pairwise(torch.linspace(float(gamma), float(target), 2001, dtype=torch.float64)):
+            alpha, mean, spread = moments(here)
+            z = process.flow(z, mu + alpha * s**2 / spread**2 * (z - mean), here, there)
+        return z
+
+    z, high, middle, low = normal(9, 1), scalar(5.0), scalar(0.5), scalar(-6.0)
+    torch.testing.assert_close(followed(z, high, low), closed(z, high, low), rtol=0, atol=3e-3)
+    torch.testing.assert_close(closed(closed(z, high, middle), middle, low), closed(z, high, low))
+    by_parts = followed(followed(z, high, middle), middle, low)
+    torch.testing.assert_close(by_parts, followed(z, high, low), rtol=0, atol=3e-3)
+
+
 @pytest.mark.parametrize(("low", "high"), [(-6.0, 5.0), (0.0, 0.1), (-1.0, 30.0)])
 def test_steps_down_and_up_share_one_joint_law(low: float, high: float) -> None:
     # Both are affine in z and the noise: their coefficients are seen by putting in zeros and ones.

@@ -17,7 +17,7 @@ MILD = LinearGamma(-4.0, 6.0)
 
 def uneven() -> LearnedGamma:
     schedule = LearnedGamma(-4.0, 6.0, 6)
-    schedule.logits.data = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    schedule.logits.data = 0.1 * torch.randn(6, generator=torch.Generator().manual_seed(0))
     return schedule
 
 
@@ -187,8 +187,11 @@ def test_training_by_the_bound_comes_near_the_entropy() -> None:
     network = nn.Sequential(nn.Linear(5, 32), nn.SiLU(), nn.Linear(32, 8))
     free = nn.Parameter(torch.randn(4, 2))
     schedule = LearnedGamma(-6, 6, 16)
-    parameters = [*network.parameters(), free, *schedule.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    groups = [
+        {"params": [*network.parameters(), free], "lr": 0.02},
+        {"params": schedule.parameters(), "lr": 0.002},
+    ]
+    optimizer = torch.optim.Adam(groups)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(90):

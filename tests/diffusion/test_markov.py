@@ -192,3 +192,22 @@ def test_laws_are_checked() -> None:
         MarkovChain(law, law[None])
     with pytest.raises(ValueError, match=r"sums to 1\.5"):
         MarkovChain(law, torch.tensor([[0.5, 0.5], [0.5, 1.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_chi_square_is_uniform_for_the_chain_itself_and_finds_another(size: int) -> None:
+    chain = MarkovChain.random(6, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    found = [chain.chi_square(chain.sample(100, 20, generator), size=size) for _ in range(100)]
+    share = sum(each.p_value < 0.1 for each in found) / len(found)
+    assert 0.01 < share < 0.22
+    mean = sum(each.statistic for each in found) / sum(each.degrees for each in found)
+    assert mean == pytest.approx(1, abs=0.1)
+    other = MarkovChain.stationary(0.9 * chain.transition + 0.1 / 6)
+    assert other.chi_square(chain.sample(400, 20, generator), size=size).p_value < 1e-4
+
+
+def test_chi_square_of_too_few_counts_compares_nothing() -> None:
+    chain = MarkovChain.random(6, torch.Generator().manual_seed(0))
+    found = chain.chi_square(torch.tensor([[0, 1, 2]]), size=2)
+    assert (found.statistic, found.degrees, found.p_value) == (0, 0, 1)

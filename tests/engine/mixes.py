@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from random_denoisers import letter_tokenizer, random_denoiser
+from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate
 from unmask.decoding.generation import Generation
 from unmask.decoding.logprobs import TokenLogprobs
@@ -20,6 +21,9 @@ from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
 
 TOKENIZER = letter_tokenizer()
+REGEX = Constraint("regex", "(a|bc|d[abcd]{0,5}c)*")
+"""Of letters that all models may write; b may also be a stop token."""
+
 RULE_TEXTS = (
     "threshold:0.5",
     "top-k:2",
@@ -79,6 +83,7 @@ def random_options(generator: random.Random, *, predicts_next: bool) -> Options:
     tree_size = generator.choice([None, 1, 3, 7]) if mode == "speculative" else None
     num_predrafts = generator.choice([None, 0, 1, 2, 9]) if mode == "speculative" else None
     denoises = mode == "diffusion"
+    constraint = generator.choice([None, None, None, REGEX])
     return Options(
         mode=mode,
         max_tokens=generator.randint(1, 18),
@@ -96,8 +101,9 @@ def random_options(generator: random.Random, *, predicts_next: bool) -> Options:
         frequency_penalty=generator.choice([0.0, 0.0, 1.0, -0.5]),
         num_logprobs=None if denoises else generator.choice([None, 0, 3]),
         seed=generator.randrange(3),
-        stop=generator.choice([(), (), ("ab", "c d")]),
-        stop_token_ids=generator.choice([(), (0, 3)]),
+        constraint=constraint,
+        stop=() if constraint else generator.choice([(), (), ("ab", "c d")]),
+        stop_token_ids=generator.choice([(0,) if constraint else (), (0, 3)]),
     )
 
 

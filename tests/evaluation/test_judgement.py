@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from command_line import Command
 from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
+from unmask.engine.engine import Engine
 from unmask.errors import UsageError
 from unmask.evaluation.acceptance import Cycle, cycles_of, measure_acceptance
 from unmask.evaluation.agreement import common_prefix, measure_agreement
@@ -244,6 +245,39 @@ def without_times(judgement: Judgement) -> dict[str, object]:
         for scores in (setting["overall"], *setting["kinds"].values()):
             del scores["tokens_per_s"], scores["speed_over_ar"]
     return {name: value for name, value in fields.items() if name != "provenance"}
+
+
+def side_by_side(
+    model: LanguageModel, requests: Sequence[tuple[Sequence[int], Options]]
+) -> Sequence[Generation]:
+    return Engine(model.denoiser, model.tokenizer, num_pages=400).generate(requests)
+
+
+def test_prompts_side_by_side_give_what_they_give_alone(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    """Every record: tokens, forwards and cycles, in all modes and for both models."""
+    config = small(
+        tiny_model, text, against="untrained", num_prompts=3, num_timed=1, num_diffusion=2, max_tokens=12
+    )
+    alone = judge(config, tmp_path / "alone", lambda event: None)
+    with pytest.raises(KeyboardInterrupt):
+        judge(config, tmp_path / "many", stop_at("prompts", 12), together=side_by_side)
+    many = judge(config, tmp_path / "many", lambda event: None, together=side_by_side)
+
+    def records(folder: str) -> list[dict[str, Any]]:
+        lines = (tmp_path / folder / PROMPTS_FILE).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    for number, (one, other) in enumerate(zip(records("alone"), records("many"), strict=True)):
+        assert one.keys() == other.keys()
+        assert ("diffusion, threshold 0.5" in one["trials"]) == (number < 12)
+        for name, trial in one["trials"].items():
+            assert (other["trials"][name]["seconds"] is None) == (number >= 6)
+            assert other["trials"][name] | {"seconds": 0} == trial | {"seconds": 0}
+    for scores in many.settings:
+        assert scores.overall.num_timed == 6
+        assert scores.overall.tokens_per_s is not None
+        assert scores.overall.num_prompts == (12 if scores.setting.mode == "diffusion" else 18)
+    assert alone.settings[0].overall.num_timed == 18
 
 
 def stop_at(stage: str, done: int) -> Callable[[JudgementEvent], None]:

@@ -10,11 +10,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from stand_in_hub import stand_in_hub
-from tiny_models import CONFIG, END, logits_of, random_transformer, write_gguf
+from tiny_models import CONFIG, END, logits_of, random_transformer, tiny_checkpoint, write_gguf
 
 from unmask.errors import (
     CacheError,
@@ -36,7 +37,7 @@ from unmask.model.catalogue import (
     catalogue,
     find_card,
 )
-from unmask.model.checkpoint import load_checkpoint
+from unmask.model.checkpoint import load_checkpoint, save_checkpoint
 
 TOKENS = torch.arange(30) % CONFIG.vocab_size
 REPOSITORY = "someone/tiny"
@@ -334,3 +335,41 @@ def test_broken_cards_are_named() -> None:
             ' "context_length": 1, "colour": 1}',
             origin="here",
         )
+
+
+def test_models_that_come_with_the_package_are_listed_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    save_checkpoint(tiny_checkpoint(), tmp_path / "checkpoints" / "tiny-one")
+    monkeypatch.setattr(catalogue_module, "shipped_folder", lambda: tmp_path / "checkpoints")
+    catalogue_module.catalogue.cache_clear()
+    try:
+        card = find_card("tiny-one")
+        assert card is not None
+        assert catalogue()[0].name == DEFAULT_MODEL
+        assert [str(source) for source in card.sources] == ["this package, tiny-one"]
+        assert cached_paths(card, tmp_path / "cache") == ()
+        checkpoint = load_checkpoint("tiny-one", cache_dir=tmp_path / "cache", offline=True)
+        assert checkpoint.card.source == card.sources[0]
+        assert torch.equal(
+            logits_of(checkpoint.transformer, TOKENS),
+            logits_of(tiny_checkpoint().transformer, TOKENS),
+        )
+    finally:
+        catalogue_module.catalogue.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "modes"),
+    [
+        ({}, ("ar",)),
+        ({"mask_token_id": 9}, ("ar", "diffusion", "speculative")),
+        ({"mask_token_id": 9, "predicts_next": False}, ("diffusion",)),
+        ({"process": "gaussian", "predicts_next": False}, ("diffusion",)),
+        ({"process": "uniform", "predicts_next": False}, ("diffusion",)),
+    ],
+)
+def test_a_card_says_how_its_model_writes(changes: dict[str, Any], modes: tuple[str, ...]) -> None:
+    plain = ModelCard("tiny", "llama", "unknown", "", 16)
+    assert replace(plain, **changes).modes == modes

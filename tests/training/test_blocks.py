@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
+from unmask.training.documents import Document
 
 MASK = 1000
 
@@ -16,7 +17,7 @@ MASK = 1000
 def test_canvases_follow_one_another_and_only_hide_tokens(length: int, seed: int, share: float) -> None:
     config = BlockConfig((4, 8), share)
     document = list(range(length))
-    canvases = cut(document, 3, 1, MASK, config, np.random.default_rng(seed))
+    canvases = cut(Document.of_text(document), 3, MASK, config, np.random.default_rng(seed))
     assert 1 <= canvases[0].start <= 8
     for canvas in canvases:
         assert canvas.row == 3
@@ -33,7 +34,7 @@ def test_canvases_follow_one_another_and_only_hide_tokens(length: int, seed: int
 def test_phases_and_lengths_vary() -> None:
     config = BlockConfig((4, 8, 16), 0.5)
     generator = np.random.default_rng(0)
-    cuts = [cut(list(range(200)), 0, 1, MASK, config, generator) for _ in range(50)]
+    cuts = [cut(Document.of_text(list(range(200))), 0, MASK, config, generator) for _ in range(50)]
     assert len({canvases[0].start for canvases in cuts}) > 10
     assert {len(canvas.tokens) for canvases in cuts for canvas in canvases[:-1]} == {4, 8, 16}
     drafts = [is_draft(canvas, MASK) for canvases in cuts for canvas in canvases]
@@ -44,3 +45,12 @@ def test_draft_lengths_count_the_run_before_the_first_error() -> None:
     agrees = torch.tensor([True, True, False, True, False, True, True])
     canvas = torch.tensor([0, 0, 0, 0, 2, 5, 5])
     assert draft_lengths(agrees, canvas).tolist() == [2, 0, 2]
+
+
+@given(st.integers(0, 2**31))
+def test_canvases_keep_to_what_is_learnt(seed: int) -> None:
+    document = Document(list(range(60)), ((5, 10), (20, 22), (30, 60)))
+    canvases = cut(document, 0, MASK, BlockConfig((4, 8), 0.5), np.random.default_rng(seed))
+    spans = [(canvas.start, canvas.start + len(canvas.tokens)) for canvas in canvases]
+    assert all(any(begin <= a and b <= end for begin, end in document.learnt) for a, b in spans)
+    assert {begin for begin, end in document.learnt for a, _ in spans if begin <= a < end} == {5, 30}

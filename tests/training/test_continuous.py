@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_models import byte_tokenizer
 from tiny_training import CONFIG
 from torch import Tensor
@@ -279,10 +280,61 @@ def test_a_gaussian_sampler_is_refused_by_a_model_of_tokens() -> None:
         generate(built.denoiser, built.tokenizer, [1], options)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [("flow:0,2", "num_steps=0"), ("flow:4,1", "num_samples=1"), ("flow", "noise is on tokens")],
+)
+def test_a_flow_needs_steps_samples_and_vectors(likelihood: str, message: str, tmp_path: Path) -> None:
+    table = config().model_dump() | {"objective": {"name": "diffusion"}}
+    built = Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
+    model = exported(built, tmp_path / "model")
+    with pytest.raises(UsageError, match=message):
+        ModelScorer(model, Options(mode="diffusion"), LIKELIHOODS.parse(likelihood))
+
+
 def test_a_continuous_model_is_no_base(tmp_path: Path) -> None:
     exported(learner(), tmp_path / "model")
     table = config().model_dump() | {"model": {"name": "base", "base": str(tmp_path / "model")}}
     with pytest.raises(UsageError, match="no base for another"):
+        Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
+
+
+def test_a_student_learns_where_its_teachers_flow_ends(tmp_path: Path) -> None:
+    """It starts as its teacher, learns all but the vectors and the schedule, and is exported as what it came from."""
+    teacher = learner(schedule="learned:-6,5")
+    exported(teacher, tmp_path / "teacher")
+    table = config().model_dump() | {
+        "model": {"name": "base", "base": str(tmp_path / "teacher")},
+        "objective": {"name": "distill", "teacher_steps": 3},
+    }
+    student = Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
+    frozen = {name for name, weights in student.network.named_parameters() if not weights.requires_grad}
+    assert frozen == {
+        f"vectors.{name}" for name in ("table", "schedule.middle", "schedule.log_width", "schedule.logits")
+    }
+    weights = [each for each in student.network.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=3e-3)
+    losses = []
+    for _ in range(12):
+        (loss,) = student.objective(BATCH, torch.Generator().manual_seed(3)).values()
+        assert loss.num_tokens == BATCH.num_scored
+        optimizer.zero_grad()
+        (loss.total / loss.num_tokens).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.total.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    card = exported(student, tmp_path / "student").checkpoint.card
+    assert (card.process, card.schedule, card.attention) == ("gaussian", "learned:-6,5", "full")
+
+
+def test_only_a_continuous_model_can_be_distilled(tmp_path: Path) -> None:
+    table = config().model_dump() | {"objective": {"name": "distill"}}
+    with pytest.raises(ValidationError, match=r"needs a continuous model as model\.base"):
+        TrainingConfig.model_validate(table)
+    masked = config().model_dump() | {"objective": {"name": "diffusion"}}
+    exported(Learner.new(TrainingConfig.model_validate(masked), byte_tokenizer()), tmp_path / "masked")
+    table["model"] = {"name": "base", "base": str(tmp_path / "masked")}
+    with pytest.raises(UsageError, match="distill a continuous model"):
         Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
 
 
@@ -332,6 +384,12 @@ def test_tasks_see_a_continuous_model(tmp_path: Path) -> None:
     assert answers[0].nats == answers[1].nats < 0
     with pytest.raises(UsageError, match="likelihood 'duel': this model's noise is Gaussian"):
         ModelScorer(model, options, LIKELIHOODS.parse("duel"))
+    flow = ModelScorer(model, options, LIKELIHOODS.parse("flow:3,2"))
+    (answer,) = flow.loglikelihood([LikelihoodRequest("ab", "cd")])
+    assert answer.nats < 0
+    assert answer.standard_error is not None
+    assert answer.standard_error > 0
+    assert flow.settings["likelihood"] == "Flow(num_steps=3, num_samples=2)"
     Watched.seen.clear()
     filling = fill(Watched(**vars(model.denoiser)), [1, 2], 3, [4, 5], options)
     assert (len(filling.tokens), filling.num_forwards) == (3, 3)

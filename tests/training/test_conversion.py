@@ -1,7 +1,10 @@
 """A conversion learns, leaves the base as it was, and can be interrupted anywhere."""
 
 import json
+import os
+import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,70 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last(base: Path, tmp_
     assert torch.load(tmp_path / "cut" / STATE_FILE, weights_only=True)["step"] == 3
     run(config, tmp_path / "cut")
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "joint"])
+@pytest.mark.parametrize("writes", [0, 1, 2, 4])
+def test_a_run_killed_while_it_saves_goes_on(
+    recipe: str, writes: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at each file that appears in its second save: what is there is whole, and the run ends as ever."""
+    rank = {"rank": 2} if recipe == "frozen" else {}
+    config = tiny_config(base, steps=4, save_every=2, recipe={"name": recipe, **rank})
+    run(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    replace, done, armed = os.replace, 0, False
+
+    def dying_replace(source: Path, target: Path) -> None:
+        nonlocal done
+        done += armed
+        if armed and done > writes:
+            raise Killed
+        replace(source, target)
+
+    def arm(event: ConversionEvent) -> None:
+        nonlocal armed
+        armed = event.record is not None and event.record.step == 4
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", dying_replace)
+        conversion = Conversion(config, tmp_path / "cut", load_checkpoint(config.model, adapter="none"))
+        with suppress(Killed):  # the joint recipe has fewer files
+            conversion.run(arm)
+    name = "model" if recipe == "joint" else "."
+    if (tmp_path / "cut" / name).exists():
+        load(str(tmp_path / "cut" / name))
+    run(config, tmp_path / "cut")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    ends = [load(str(tmp_path / folder / name)) for folder in ("cut", "whole")]
+    texts = [model.generate("hello", mode="diffusion", max_tokens=12).token_ids for model in ends]
+    assert texts[0] == texts[1]
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
+    base: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(base)
+    run(config, tmp_path / "whole")
+    folder = small_disk / "run"
+    checkpoint = load_checkpoint(config.model, adapter="none")
+
+    def fill(event: ConversionEvent) -> None:
+        if event.record is not None and event.record.step == 4:
+            free = shutil.disk_usage(small_disk).free
+            (small_disk / "ballast").write_bytes(bytes(max(0, free - 8192)))
+
+    with pytest.raises(TrainingError, match="free some space"):
+        Conversion(config, folder, checkpoint).run(fill)
+    assert torch.load(folder / STATE_FILE, weights_only=True)["step"] == 3
+    assert not list(folder.glob("*.partial"))
+    load(str(folder))
+    (small_disk / "ballast").unlink()
+    run(config, folder)
+    assert records(folder) == records(tmp_path / "whole")
 
 
 def test_training_lowers_the_held_out_loss_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
@@ -215,8 +282,8 @@ def test_windows_keep_to_the_budget_and_repeat_with_the_seed(tmp_path: Path) -> 
     ]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
-    assert all(32 <= len(window) <= 64 for window in draws[0])
-    assert 400 <= sum(map(len, draws[0])) < 400 + 64
+    assert all(32 <= len(window.ids) <= 64 for window in draws[0])
+    assert 400 <= sum(len(window.ids) for window in draws[0]) < 400 + 64
 
 
 def test_a_half_written_batch_of_documents_is_written_again(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from unmask.diffusion.times import ExactCount, LowDiscrepancy, TimeSampling
 from unmask.errors import UsageError
 from unmask.model.conditioning import Conditioning
 from unmask.model.denoiser import Denoiser
-from unmask.training.batches import Batch
+from unmask.training.batches import Batch, Span
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
 from unmask.training.streams import Cuts, Streams, causal_stream, noisy_stream, two_streams
 
 MASK = CONFIG.vocab_size - 1
 BOUNDS = [0, 9, 10, 21]
 """Three pieces, the second of which is nothing but its given token."""
+PLAIN = Batch(torch.zeros(BOUNDS[-1], dtype=torch.int64), tuple(BOUNDS))
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def places(streams: Streams) -> dict[int, tuple[str, int]]:
 
 @pytest.mark.parametrize("block_length", [1, 3, 4, 100, None])
 def test_a_noisy_token_sees_its_block_and_the_clean_text_before_it(block_length: int | None) -> None:
-    streams = two_streams(BOUNDS, Cuts(() if block_length is None else (block_length,)), generator())
+    streams = two_streams(PLAIN, Cuts(() if block_length is None else (block_length,)), generator())
     what = places(streams)
     assert sorted(what) == list(range(streams.layout.num_tokens))
     block = block_length or 1000
@@ -71,7 +72,7 @@ def test_a_noisy_token_sees_its_block_and_the_clean_text_before_it(block_length:
 
 
 def test_streams_number_their_blocks_and_keep_positions() -> None:
-    streams = two_streams(BOUNDS, Cuts((4,)), generator())
+    streams = two_streams(PLAIN, Cuts((4,)), generator())
     assert streams.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 2
     assert streams.num_groups == 5
     starts = torch.tensor([0] * 9 + [9] + [10] * 11)
@@ -117,10 +118,50 @@ def test_a_prompt_is_neither_noised_nor_scored(tokens: Tensor, cuts: Cuts | None
     with torch.no_grad():
         losses = Objective(watched, cuts is not None, noise(cuts=cuts))(batch, generator())
     assert {loss.num_tokens for loss in losses.values()} == {12}
-    streams = noisy_stream(BOUNDS) if cuts is None else two_streams(BOUNDS, cuts, generator())
+    streams = noisy_stream(BOUNDS) if cuts is None else two_streams(batch, cuts, generator())
     kept = batch.given[streams.source]
     assert torch.equal(seen[0][kept], tokens[streams.source][kept])
     assert (seen[0] == MASK).any()
+
+
+def test_blocks_lie_within_answers_and_end_tokens_fill_the_last(tokens: Tensor) -> None:
+    """Two turns of 3 and 5 tokens, of which the second is cut off, and a text that ends without a prompt."""
+    end = 7
+    tokens = tokens.clone().clamp(min=8)
+    prompt = torch.zeros(len(tokens), dtype=torch.bool)
+    prompt[[0, 1, 2, 3, 7, 8, 9, 10]] = True
+    tokens[[6, 20]] = end
+    batch = Batch(tokens, (0, 16, 21), prompt)
+    assert batch.spans == (Span(4, 7, True), Span(11, 16, True), Span(17, 21, False))
+    streams = two_streams(batch, Cuts((4,)), generator(), end_token_id=end)
+    sources = [streams.source[streams.group == group].tolist() for group in range(streams.num_groups)]
+    assert sources == [[4, 5, 6, 6], [11, 12, 13, 14], [15], [17, 18, 19, 20]]
+    positions = torch.from_numpy(streams.layout.positions)[streams.noisy]
+    assert positions[streams.group == 0].tolist() == [4, 5, 6, 7]
+    what = places(streams)
+    query = int(streams.noisy[streams.group == 1][0])
+    seen = {what[key][1] for key in what if streams.layout.visible(query, key)}
+    assert seen == set(range(15))  # its own block, and all before its answer
+
+    config = replace(noise(cuts=Cuts((4,))), end_token_id=end, weighting="cross_entropy", times=ExactCount())
+    with torch.no_grad():
+        losses = Objective(denoiser(), True, config)(batch, generator())
+    assert {loss.num_tokens for loss in losses.values()} == {3 + 5 + 4}
+
+
+def test_the_fill_is_learnt() -> None:
+    """Only the token that fills the block can have a gradient where all else is given."""
+    tokens = torch.tensor([9, 9, 7])
+    batch = Batch(tokens, (0, 3), torch.tensor([True, True, False]))
+    config = replace(noise(cuts=Cuts((4,))), end_token_id=7, times=ExactCount())
+    objective = Objective(denoiser(), False, config)
+    noised = objective._corrupt(batch, objective._streams(batch, generator()), config, generator())
+    assert (len(noised.tokens), bool(noised.trained.all())) == (4, True)
+    with torch.no_grad():
+        filled = objective(batch, generator())[DIFFUSION]
+        bare = Objective(denoiser(), False, replace(config, end_token_id=None))(batch, generator())[DIFFUSION]
+    assert filled.num_tokens == bare.num_tokens == 1
+    assert filled.total > bare.total
 
 
 @pytest.mark.parametrize("times", [LowDiscrepancy(), ExactCount()])
@@ -131,7 +172,7 @@ def test_complementary_copies_mask_every_token_once(
     config = replace(noise(cuts=cuts), complementary=True, times=times, weighting="cross_entropy")
     objective = Objective(denoiser(), False, config)
     batch = Batch(tokens, tuple(BOUNDS))
-    streams = objective._streams(batch.bounds, generator())
+    streams = objective._streams(batch, generator())
     noised = objective._corrupt(batch, streams, config, generator())
     times_masked = torch.zeros(len(tokens), dtype=torch.int64)
     times_masked.index_add_(0, streams.source, (noised.tokens == MASK).long())
@@ -169,8 +210,8 @@ def test_complementary_noise_needs_masks() -> None:
 
 def test_no_gradient_leaks(tokens: Tensor) -> None:
     """AR logits know no noise and no later token; a noisy block knows no clean token of its own or after it."""
-    model, bounds = denoiser(), [0, 13]
-    streams = two_streams(bounds, Cuts((4,)), generator())
+    model = denoiser()
+    streams = two_streams(Batch(tokens[:13], (0, 13)), Cuts((4,)), generator())
     generator_ = generator()
     inputs = torch.randn(
         streams.layout.num_tokens, CONFIG.hidden_size, generator=generator_, requires_grad=True
@@ -196,11 +237,11 @@ def test_no_gradient_leaks(tokens: Tensor) -> None:
 
 @torch.no_grad()
 def test_training_logits_are_serving_logits(tokens: Tensor) -> None:
-    model, bounds, block = denoiser(), [0, 13], 4
+    model, block = denoiser(), 4
     tokens = tokens[:13]
     noisy = tokens.clone()
     noisy[[2, 3, 6, 9, 10, 11, 12]] = MASK
-    streams = two_streams(bounds, Cuts((block,)), generator())
+    streams = two_streams(Batch(tokens, (0, 13)), Cuts((block,)), generator())
     packed = torch.cat([tokens, noisy[streams.source]])[torch.cat([streams.clean, streams.noisy]).argsort()]
     trained = model.head(model.transformer(model.embed(packed), streams.layout))
     cache = model.new_cache(16)
@@ -258,16 +299,19 @@ def test_cuts_of_random_length_and_phase_tile_every_piece() -> None:
     cuts, source = Cuts((2, 5), random_phase=True), generator()
     seen: set[int] = set()
     for _ in range(200):
-        starts = cuts.starts(20, source)
-        sizes = [end - start for start, end in pairwise([*starts, 20])]
-        assert starts[0] == 1
+        bounds = cuts.bounds(19, source)
+        sizes = [end - start for start, end in pairwise(bounds)]
+        assert (bounds[0], bounds[-1]) == (0, 19)
         assert len(set(sizes[1:-1])) == 1
         assert sizes[1] in cuts.lengths
         assert all(1 <= size <= sizes[1] for size in (sizes[0], sizes[-1]))
-        seen.add(starts[1])
-    assert seen == {2, 3, 4, 5, 6}
-    assert Cuts().starts(20, source) == [1]
-    assert cuts.starts(2, source) == [1]
+        seen.add(bounds[1])
+    assert seen == {1, 2, 3, 4, 5}
+    assert Cuts().bounds(19, source) == Cuts().bounds(19, source, whole=True) == [0, 19]
+    assert cuts.bounds(1, source) == [0, 1]
+    assert Cuts((4,)).bounds(6, source, whole=True) == [0, 4, 8]
+    assert Cuts((4,)).bounds(8, source, whole=True) == [0, 4, 8]
+    assert Cuts((4,)).bounds(3, source, whole=True) == [0, 4]
 
 
 def test_an_objective_without_a_loss_is_refused() -> None:

@@ -102,7 +102,7 @@ def test_conversations_are_written_in_the_tokenizers_template(tmp_path: Path) ->
     lines = (json.dumps({"messages": messages}) + "\n" for messages in CHAT)
     (tmp_path / "chat.jsonl").write_text("".join(lines))
     shards = make(tmp_path / "shards", tmp_path / "chat.jsonl", held_out_share=0)
-    assert "user: What is 7 + 7?<|end|>assistant: 14" in texts_of(shards, shards.train)
+    assert "<|end|>user: What is 7 + 7?<|end|>assistant: 14" in texts_of(shards, shards.train)
     tokenizer = shards.tokenizer()
     prompt = tokenizer.render_chat(CHAT[7][:1])
     assert tokenizer.decode(prompt, skip_special=False) == "<|end|>user: What is 7 + 7?<|end|>assistant: "

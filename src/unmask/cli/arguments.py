@@ -28,11 +28,28 @@ AdapterOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="Number format of the weights: float32 or bfloat16.")]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="int8: round weights and activations of all products, on CPUs (docs/quantization.md).",
+        metavar="FORMAT",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use what is in the cache and nothing else.")]
 
 ModeOption = Annotated[
     str, typer.Option(help="How to write: ar, diffusion, or speculative (fewer forwards, the text of ar).")
+]
+OwnModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="How to write: ar, diffusion, or speculative (fewer forwards, the text of ar); the model's own way "
+        "unless given.",
+        show_default=False,
+    ),
 ]
 RuleOption = Annotated[
     str | None,
@@ -47,7 +64,7 @@ SamplerOption = Annotated[
     typer.Option(
         help="diffusion, in the place of a rule: what becomes of the canvas after each forward: ancestral, "
         "remdm-cap:0.02, predictor-corrector, renoise, ... (docs/sampling.md); of a continuous model multistep, euler, "
-        "heun, churn:1, ancestral (docs/continuous.md).",
+        "heun, churn:1, ancestral, restart (docs/continuous.md).",
         metavar="SAMPLER",
     ),
 ]
@@ -57,6 +74,8 @@ BlockLengthOption = Annotated[
 NumStepsOption = Annotated[
     int | None,
     typer.Option(
+        "--steps",
+        "--num-steps",
         help="diffusion: most denoise forwards per block; a continuous model makes so many, 64 unless given.",
         metavar="N",
     ),
@@ -94,6 +113,20 @@ NumLogprobsOption = Annotated[
         "likeliest tokens there.",
         metavar="N",
     ),
+]
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write JSON that the schema in this file describes.", metavar="FILE", show_default=False
+    ),
+]
+RegexOption = Annotated[
+    str | None,
+    typer.Option(help="Write a text that this regular expression matches as a whole.", metavar="REGEX"),
+]
+GrammarOption = Annotated[
+    Path | None,
+    typer.Option(help="Write a text of the Lark grammar in this file.", metavar="FILE", show_default=False),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of all noise: same seed, same text.", metavar="N")]
 StopOption = Annotated[

@@ -29,6 +29,7 @@ from unmask.cli.arguments import (
     OfflineFlag,
     OptionalModel,
     PresencePenaltyOption,
+    QuantizeOption,
     RuleOption,
     SeedOption,
     StopOption,
@@ -42,7 +43,7 @@ from unmask.cli.arguments import (
 from unmask.cli.output import print_json, print_line
 from unmask.cli.request import decoding_options, opening
 from unmask.cli.run_bar import RunBar
-from unmask.cli.session import open_engine, open_model
+from unmask.cli.session import calibrate, open_engine, open_model
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def batch(
     cache_mib: CacheMibOption = 1024,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -171,8 +173,10 @@ def batch(
         "ignore_stop_tokens": ignore_stop_tokens,
     }
     entries = read_entries(file)
-    language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    origin = f"{model} {adapter} {dtype}"
+    language_model = open_model(
+        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
+    origin = " ".join([model, str(adapter), dtype, *([quantize] if quantize else [])])
     requests = []
     for line, entry in entries:
         try:
@@ -182,7 +186,7 @@ def batch(
     engine = open_engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
     out = file.with_suffix(".answers.jsonl") if out is None else out
     with AnswerFile(out) as answers, RunBar() as bar:
-        tally = _run(engine, requests, answers, bar)
+        tally = _run(engine, language_model, requests, answers, bar)
     if json:
         print_json(
             {
@@ -224,9 +228,15 @@ def _request(
     return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, is_planned, digest)
 
 
-def _run(engine: "Engine", requests: list[_Request], answers: "AnswerFile", bar: RunBar) -> _Tally:
+def _run(
+    engine: "Engine",
+    model: "LanguageModel",
+    requests: list[_Request],
+    answers: "AnswerFile",
+    bar: RunBar,
+) -> _Tally:
     """Answer what is not answered yet; every request is checked before the first forward."""
-    from unmask.engine.engine import Finished
+    from unmask.engine.engine import Failed, Finished
 
     open_requests = [request for request in requests if not answers.has(request.line, request.digest)]
     running: dict[int, _Request] = {}
@@ -237,11 +247,15 @@ def _run(engine: "Engine", requests: list[_Request], answers: "AnswerFile", bar:
         except UsageError as error:
             raise UsageError(f"line {request.line}: {error.message}", error.remedy) from error
     if any(request.is_planned for request in open_requests):
-        engine.calibrate()
+        calibrate(engine, model)
     tally = _Tally(len(requests), len(requests) - len(open_requests))
     begin = time.perf_counter()
     while running:
         for event in engine.step():
+            if isinstance(event, Failed):
+                request = running.pop(event.request_id)
+                answers.append(request.line, request.digest, {"id": request.id, "error": event.error.message})
+                tally.num_answered += 1
             if not isinstance(event, Finished):
                 continue
             request, generation = running.pop(event.request_id), event.generation

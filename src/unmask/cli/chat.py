@@ -25,6 +25,7 @@ from unmask.cli.arguments import (
     OfflineFlag,
     OptionalModel,
     PresencePenaltyOption,
+    QuantizeOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -74,6 +75,7 @@ def chat(
     system: SystemOption = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     watch: Annotated[
@@ -106,8 +108,10 @@ def chat(
         stop_token=stop_token,
         ignore_stop_tokens=ignore_stop_tokens,
     )
-    language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    settle_threads()
+    language_model = open_model(
+        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
+    settle_threads(device)
     if language_model.tokenizer.chat_template is None:
         raise UsageError(f"{model} has no chat template", "use `unmask generate --raw`")
     conversation = opening(system)

@@ -62,8 +62,12 @@ def convert(
         int, typer.Option(help="Tokens of training text that the model writes itself.", metavar="N")
     ] = 300_000,
     text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Your own text: .txt, .txt.xz or .jsonl; may be repeated.", metavar="FILE"),
+        list[str] | None,
+        typer.Option(
+            help="Your own text: .txt, .txt.xz or .jsonl with texts or messages; may be repeated. With :WEIGHT behind "
+            "them, each has its share of --text-tokens.",
+            metavar="FILE[:WEIGHT]",
+        ),
     ] = None,
     text_tokens: Annotated[int, typer.Option(help="Tokens taken from those files.", metavar="N")] = 100_000,
     length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
@@ -75,6 +79,13 @@ def convert(
         ),
     ] = "4,8,16",
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--activation-checkpointing",
+            help="Run each layer once more on the way back in the place of keeping what is inside: less memory.",
+        ),
+    ] = False,
     synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
     judge_prompts: Annotated[
         int,
@@ -97,19 +108,23 @@ def convert(
     Stop with Ctrl-C and give the same command again to go on.
     """
     from unmask.training.config_file import parse_setting
+    from unmask.training.mixture import parse_mixture
 
+    texts, weights = parse_mixture(text or ())
     settings = {
         "model": model,
         "seed": seed,
         "steps": DEFAULT_STEPS if steps is None and minutes is None else steps,
         "minutes": minutes,
         "synthetic_tokens": synthetic_tokens,
-        "texts": [str(path) for path in text or []],
+        "texts": texts,
+        "text_weights": weights,
         "text_tokens": text_tokens,
         "length": length,
         "block_lengths": read_numbers(block_lengths, "--block-lengths", int),
         "batch_documents": batch_documents,
         "synthesis_rows": synthesis_rows,
+        "activation_checkpointing": activation_checkpointing,
         "recipe": {"name": recipe, **dict(parse_setting(text, "rank=64") for text in set_ or ())},
         "dtype": dtype,
     }

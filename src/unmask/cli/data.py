@@ -20,8 +20,9 @@ def data(
         list[str],
         typer.Option(
             help="A .txt or .txt.xz file (documents parted by lines <|doc|>), a .jsonl, .json or .parquet file, "
-            "a folder of such, or a dataset org/name of the hub; may be repeated.",
-            metavar="SOURCE",
+            "a folder of such, or a dataset org/name of the hub; may be repeated. With :WEIGHT behind them, each has "
+            "its share of the tokens of an epoch.",
+            metavar="SOURCE[:WEIGHT]",
         ),
     ],
     tokenizer: Annotated[
@@ -53,9 +54,11 @@ def data(
     from unmask.cli.session import prepare_process
 
     prepare_process()
+    from unmask.training.mixture import parse_mixture
     from unmask.training.preparation import PreparationConfig, prepare
 
-    config = PreparationConfig(tuple(text), tokenizer, column, held_out, seed)
+    sources, weights = parse_mixture(text)
+    config = PreparationConfig(sources, tokenizer, column, held_out, seed, weights)
     with RunBar() as bar:
         shards = prepare(
             config,
@@ -74,6 +77,8 @@ def data(
         return
     for line in _lines(shards.manifest):
         print_line(line)
+    if shards.manifest.num_unanswered:
+        print_line(f"left out: {shards.manifest.num_unanswered:,} conversations without an answer")
     print_line(f"the shards are in {out}: name it as data.folder of unmask train")
 
 

@@ -78,7 +78,7 @@ def demo(
     prompt = read_prompt(prompt, None)
     modes = [options(mode) for mode in ("ar", "diffusion", "speculative")]
     language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    settle_threads()
+    settle_threads(device)
     runs = _runs(language_model, prompt, modes)
     if json:
         print_json(_report(model, dtype, device, prompt, runs))

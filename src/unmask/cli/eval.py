@@ -20,6 +20,7 @@ from unmask.cli.arguments import (
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
+    QuantizeOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -31,7 +32,7 @@ from unmask.cli.output import print_json, print_note
 from unmask.cli.request import decoding_options
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
-from unmask.cli.tables import print_tables
+from unmask.cli.tables import add_row, new_table, print_tables
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,13 +77,18 @@ def eval(
         str | None,
         typer.Option(
             help="How choices are scored: ar (exact, the default in modes ar and speculative), bound:32 (samples of "
-            "the diffusion bound, the default in mode diffusion), duel (exact under the rule).",
+            "the diffusion bound, the default in mode diffusion), duel (exact under the rule), flow:16,2 (steps and "
+            "samples of the probability flow of a continuous model).",
             metavar="KIND",
             show_default=False,
         ),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show published scores beside these (docs/published.md).")
+    ] = False,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -101,6 +107,8 @@ def eval(
         raise UsageError(
             f"{'--tasks' if tasks is None else '--out'} is missing", "unmask eval --list lists the tasks"
         )
+    if compare and json:
+        raise UsageError("--compare is for tables, and --json prints none", "leave one of them out")
     chosen = find_tasks(tasks)
     options = decoding_options(
         mode=mode,
@@ -117,7 +125,9 @@ def eval(
     from unmask.evaluation.model_scorer import LIKELIHOODS
 
     kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
-    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
+    opened = open_model(
+        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
     from unmask.evaluation.tasks.data import TaskData
     from unmask.evaluation.zero_shot import evaluate
     from unmask.model.store import cache_directory
@@ -135,6 +145,8 @@ def eval(
         print_json(asdict(report))
         return
     _print_report(report)
+    if compare:
+        _print_published([task.task for task in report.tasks])
     print_note(f"every item, and the report: {out}")
 
 
@@ -186,6 +198,19 @@ def _print_report(report: "EvaluationReport") -> None:
             name, count, *rest = (task.task, items, *speed) if index == 0 else ("",) * 4
             style = "bold" if metric == task.metric else ""
             table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), *rest)))
+    print_tables(table)
+
+
+def _print_published(tasks: "list[str]") -> None:
+    from unmask.evaluation.published import published_for
+
+    table = new_table("published, in per cent; each by its source's own prompts and metrics", "model", "mode")
+    for heading in (*tasks, "tokens/forward", "source"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for entry in published_for(tasks):
+        scores = (f"{entry.scores[task]:.1f}" if task in entry.scores else "" for task in tasks)
+        speed = "" if entry.tokens_per_forward is None else f"{entry.tokens_per_forward:g}"
+        add_row(table, entry.model, entry.mode, *scores, speed, entry.source)
     print_tables(table)
 
 

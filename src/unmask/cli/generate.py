@@ -14,16 +14,20 @@ from unmask.cli.arguments import (
     DtypeOption,
     FileOption,
     FrequencyPenaltyOption,
+    GrammarOption,
     IgnoreStopTokensFlag,
     JsonFlag,
+    JsonSchemaOption,
     LogitBiasOption,
     MaxTokensOption,
     MinPOption,
-    ModeOption,
     NumLogprobsOption,
     NumStepsOption,
     OfflineFlag,
+    OwnModeOption,
     PresencePenaltyOption,
+    QuantizeOption,
+    RegexOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -35,7 +39,7 @@ from unmask.cli.arguments import (
     TopPOption,
 )
 from unmask.cli.output import print_json
-from unmask.cli.request import decoding_options, opening
+from unmask.cli.request import decoding_options, opening, own_mode, read_constraint
 from unmask.cli.session import open_model, read_prompt, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
@@ -53,7 +57,7 @@ def generate(
     ] = None,
     *,
     file: FileOption = None,
-    mode: ModeOption = "ar",
+    mode: OwnModeOption = None,
     rule: RuleOption = None,
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
@@ -67,6 +71,9 @@ def generate(
     presence_penalty: PresencePenaltyOption = 0.0,
     frequency_penalty: FrequencyPenaltyOption = 0.0,
     logprobs: NumLogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     seed: SeedOption = 0,
     stop: StopOption = None,
     stop_token: StopTokenOption = None,
@@ -77,6 +84,7 @@ def generate(
     ] = False,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     watch: Annotated[
@@ -95,7 +103,7 @@ def generate(
     model_name, text = _model_and_prompt(words or [], has_file=file is not None)
     prompt = read_prompt(text, file)
     options = decoding_options(
-        mode=mode,
+        mode=mode or own_mode(model_name),
         rule=rule,
         sampler=sampler,
         block_length=block_length,
@@ -109,13 +117,16 @@ def generate(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         logprobs=logprobs,
+        constraint=read_constraint(json_schema, regex, grammar),
         seed=seed,
         stop=stop,
         stop_token=stop_token,
         ignore_stop_tokens=ignore_stop_tokens,
     )
-    model = open_model(model_name, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    settle_threads()
+    model = open_model(
+        model_name, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
+    settle_threads(device)
     head = opening(system)
     events = model.stream([*head, {"role": "user", "content": prompt}] if head else prompt, options, raw=raw)
     if json:

@@ -15,6 +15,7 @@ from unmask.cli.arguments import (
     JsonFlag,
     OfflineFlag,
     OptionalModel,
+    QuantizeOption,
     SeedOption,
 )
 from unmask.cli.number_list import read_numbers
@@ -25,10 +26,16 @@ from unmask.cli.tables import add_row, new_table, print_tables, shown
 from unmask.errors import FailureError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unmask.decoding.generation import Generation
+    from unmask.decoding.language_model import LanguageModel
+    from unmask.decoding.options import Options
     from unmask.evaluation.average import Average
     from unmask.evaluation.judgement import Judgement, JudgementConfig
     from unmask.evaluation.trials import Scores
     from unmask.model.checkpoint import Precision
+    from unmask.model.quantize import Quantisation
 
 
 def judge(
@@ -46,6 +53,15 @@ def judge(
     prompts: Annotated[
         int, typer.Option(help="Prompts of each of the six kinds, 40 at most.", metavar="N")
     ] = 5,
+    timed: Annotated[
+        int,
+        typer.Option(
+            help="Of these, so many run alone, for their speeds; the others side by side.", metavar="N"
+        ),
+    ] = 2,
+    diffusion_prompts: Annotated[
+        int, typer.Option(help="Of these, so many in mode diffusion, at every threshold.", metavar="N")
+    ] = 10,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to write for each.", metavar="N")] = 48,
     blocks: Annotated[str, typer.Option(help="Block lengths, parted by commas.", metavar="N,N")] = "8,16",
     thresholds: Annotated[
@@ -82,6 +98,7 @@ def judge(
     adapter: AdapterOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: JsonFlag = False,
@@ -101,6 +118,8 @@ def judge(
         base=base,
         against=against,
         num_prompts=prompts,
+        num_timed=timed,
+        num_diffusion=diffusion_prompts,
         max_tokens=max_tokens,
         block_lengths=block_lengths,
         thresholds=cuts,
@@ -108,6 +127,7 @@ def judge(
         text_tokens=text_tokens,
         seed=seed,
         dtype=cast("Precision", dtype),  # which load checks
+        quantize=cast("Quantisation | None", quantize),
         device=device,
     )
     judgement = run_judgement(config, out or _default_folder(model), offline=offline, show=not json)
@@ -127,6 +147,7 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
             config,
             folder,
             lambda event: bar.show(event.stage, event.done, event.total, f"{event.done} of {event.total}"),
+            together=_decode_together,
             offline=offline,
             progress=bar.print,
         )
@@ -141,6 +162,17 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
         print_tables(*(table(judgement) for table in tables))
         print_note(f"written: {', '.join(str(path) for path in (folder / JUDGEMENT_FILE, *pictures))}")
     return judgement
+
+
+def _decode_together(
+    model: "LanguageModel", requests: "Sequence[tuple[Sequence[int], Options]]"
+) -> "Sequence[Generation]":
+    """Decode requests in one engine, with pages enough for all that run at once."""
+    from unmask.engine.engine import DEFAULT_MAX_REQUESTS, DEFAULT_PAGE_SIZE, Engine
+
+    longest = max(len(prompt) + options.max_tokens for prompt, options in requests)
+    num_pages = DEFAULT_MAX_REQUESTS * (longest // DEFAULT_PAGE_SIZE + 2)
+    return Engine(model.denoiser, model.tokenizer, num_pages=num_pages).generate(requests)
 
 
 def _default_folder(model: str) -> Path:

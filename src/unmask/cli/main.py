@@ -13,17 +13,23 @@ import typer
 
 from unmask import __version__
 from unmask.cli.batch import batch
+from unmask.cli.bench import bench
 from unmask.cli.chat import chat
+from unmask.cli.compare import compare
 from unmask.cli.convert import convert
 from unmask.cli.data import data
 from unmask.cli.demo import demo
 from unmask.cli.doctor import doctor
 from unmask.cli.eval import eval
 from unmask.cli.failure import Failure
+from unmask.cli.fill import fill
+from unmask.cli.frontier import frontier
 from unmask.cli.generate import generate
 from unmask.cli.judge import judge
 from unmask.cli.models import models
 from unmask.cli.output import print_json, print_line, write_text
+from unmask.cli.report import report
+from unmask.cli.roofline import roofline
 from unmask.cli.serve import serve
 from unmask.cli.sol import sol
 from unmask.cli.synthesize import synthesize
@@ -31,6 +37,7 @@ from unmask.cli.train import train
 
 COMMANDS = (
     generate,
+    fill,
     batch,
     serve,
     chat,
@@ -42,6 +49,11 @@ COMMANDS = (
     judge,
     eval,
     sol,
+    bench,
+    roofline,
+    frontier,
+    report,
+    compare,
     models,
     doctor,
 )

@@ -19,17 +19,19 @@ def models(json: JsonFlag = False, debug: DebugFlag = False) -> None:
     from unmask.model.store import cache_directory, folder_bytes
 
     folder = cache_directory()
-    rows = [_row(card, is_default=card.name == DEFAULT_MODEL) for card in catalogue()]
+    cards = catalogue()
+    rows = [_row(card, is_default=card.name == DEFAULT_MODEL) for card in cards]
     if json:
         print_json({"cache": {"folder": str(folder), "bytes": folder_bytes(folder)}, "models": rows})
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "family", "licence", "modes", "cached", "what it is"):
         table.add_column(heading, overflow="fold")
-    for row in rows:
+    for card, row in zip(cards, rows, strict=True):
         size = f"{row['cached_bytes'] / 1e6:.0f} MB" if isinstance(row["cached_bytes"], int) else "no"
+        size = "comes along" if row["shipped"] else size
         name = f"{row['name']} (default)" if row["default"] else str(row["name"])
-        modes = "ar" if row["mask_token_id"] is None else "ar, diffusion, speculative"
+        modes = ", ".join(card.modes)
         cells = (name, row["family"], row["licence"], modes, size, row["description"])
         table.add_row(*(Text(str(cell)) for cell in cells))
     Console(highlight=False).print(table)
@@ -48,6 +50,8 @@ def _row(card: "ModelCard", *, is_default: bool) -> dict[str, object]:
         "licence": card.licence,
         "description": card.description,
         "context_length": card.context_length,
+        "modes": list(card.modes),
+        "shipped": any(source.kind == "shipped" for source in card.sources),
         "mask_token_id": card.mask_token_id,
         "block_length": card.block_length,
         "adapter": card.adapter,

@@ -1,10 +1,12 @@
 """From the words of a command line to decoding options and messages."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.errors import UsageError
+from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
+    from unmask.decoding.constraint import Constraint
     from unmask.decoding.options import Options
     from unmask.tokenizer import Message
 
@@ -25,6 +27,7 @@ def decoding_options(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logprobs: int | None = None,
+    constraint: "Constraint | None" = None,
     seed: int = 0,
     stop: list[str] | None = None,
     stop_token: list[int] | None = None,
@@ -57,10 +60,41 @@ def decoding_options(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         num_logprobs=logprobs,
+        constraint=constraint,
         seed=seed,
         stop=tuple(stop or ()),
         stop_token_ids=stop_token_ids,
     )
+
+
+def own_mode(model: str) -> str:
+    """Return how a model writes unless told otherwise, by the card of its name or its folder."""
+    from unmask.model.catalogue import ModelCard, find_card
+
+    card = find_card(model) or ModelCard.from_folder(Path(model).expanduser())
+    return "ar" if card is None else next(iter(card.modes), "ar")
+
+
+def read_constraint(json_schema: Path | None, regex: str | None, grammar: Path | None) -> "Constraint | None":
+    """Return what at most one of three options asks for; FailureError for a file that cannot be read."""
+    from unmask.decoding.constraint import Constraint
+
+    given = [
+        name
+        for name, value in (("--json-schema", json_schema), ("--regex", regex), ("--grammar", grammar))
+        if value
+    ]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} were given", "a text can have one constraint; choose")
+    if regex:
+        return Constraint("regex", regex)
+    path = json_schema or grammar
+    if path is None:
+        return None
+    try:
+        return Constraint("json_schema" if json_schema else "grammar", path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailureError(f"cannot read {path}: {error}", "check the file") from error
 
 
 def opening(system: str | None) -> "list[Message]":

@@ -14,10 +14,11 @@ from unmask.cli.arguments import (
     MaxRequestsOption,
     OfflineFlag,
     OptionalModel,
+    QuantizeOption,
     TokenBudgetOption,
 )
 from unmask.cli.output import print_note
-from unmask.cli.session import open_engine, open_model, settle_threads
+from unmask.cli.session import calibrate, open_engine, open_model, settle_threads
 from unmask.errors import FailureError
 from unmask.registry import unknown_name
 
@@ -75,6 +76,7 @@ def serve(
     ] = None,
     adapter: AdapterOption = None,
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
     json: Annotated[bool, typer.Option("--json", help="Write the log as JSON objects, one a line.")] = False,
@@ -103,11 +105,13 @@ def serve(
         origins=tuple(origin or ()),
     )
     listener = bind(host, port)
-    language_model = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
-    settle_threads()
+    language_model = open_model(
+        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    )
+    settle_threads(device)
     engine = open_engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
     if settings.mode == "auto":
-        engine.calibrate()
+        calibrate(engine, language_model)
     if host not in _LOOPBACK and not settings.api_keys:
         print_note("anyone who reaches this address can use the server: it has no --api-key")
     log_to_stderr(as_json=json)

@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from unmask import __version__
 from unmask.cli.output import progress_line
 from unmask.errors import FailureError, UsageError
-from unmask.runtime import thread_count, tune_allocator
+from unmask.runtime import processor_name, thread_count, tune_allocator
 
 if TYPE_CHECKING:
     from unmask.decoding.language_model import LanguageModel
     from unmask.engine.engine import Engine
     from unmask.model.checkpoint import Precision
+    from unmask.model.quantize import Quantisation
 
 
 def prepare_process() -> None:
@@ -24,9 +26,9 @@ def prepare_process() -> None:
         torch.set_num_threads(threads)
 
 
-def settle_threads() -> None:
-    """Let torch decode with as many threads as are fastest just now, unless ``OMP_NUM_THREADS`` says how many."""
-    if "OMP_NUM_THREADS" in os.environ:
+def settle_threads(device: str) -> None:
+    """Let torch decode on a CPU with the fastest number of threads just now, unless ``OMP_NUM_THREADS`` says it."""
+    if "OMP_NUM_THREADS" in os.environ or not device.startswith("cpu"):
         return
     import torch
 
@@ -36,7 +38,13 @@ def settle_threads() -> None:
 
 
 def open_model(
-    source: str, *, adapter: str | None, dtype: str, device: str, offline: bool
+    source: str,
+    *,
+    adapter: str | None,
+    dtype: str,
+    device: str,
+    offline: bool,
+    quantize: str | None = None,
 ) -> "LanguageModel":
     """Load a model, showing what takes time."""
     with progress_line() as progress:
@@ -48,6 +56,7 @@ def open_model(
             adapter=adapter,
             dtype=cast("Precision", dtype),  # which load checks
             device=device,
+            quantize=cast("Quantisation | None", quantize),
             offline=offline,
             progress=progress,
         )
@@ -70,6 +79,27 @@ def open_engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, ma
         token_budget=token_budget,
         max_requests=max_requests,
     )
+
+
+def calibrate(engine: "Engine", model: "LanguageModel") -> None:
+    """Let the planner know what forwards cost here: from the cache directory where that was measured before."""
+    import torch
+
+    from unmask.engine.curve_file import CurveFile
+    from unmask.model.store import cache_directory
+
+    transformer, adapter = model.checkpoint.transformer, model.checkpoint.adapter
+    on_gpu = transformer.device.type == "cuda"
+    key = {
+        "model": str(transformer.config),
+        "adapter": "none" if adapter is None else str(adapter.config),
+        "dtype": str(transformer.dtype),
+        "quantize": str(model.quantize),
+        "machine": torch.cuda.get_device_name(transformer.device) if on_gpu else processor_name(),
+        "threads": str(torch.get_num_threads()),
+        "versions": f"unmask {__version__}, torch {torch.__version__}",
+    }
+    engine.calibrate(CurveFile.of(cache_directory(), key))
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:

@@ -36,6 +36,10 @@ def print_tables(*tables: Table) -> None:
     if not console.is_terminal:
         console.width = _FILE_COLUMNS
     for table in tables:
+        # A title of its own line: rich would break it to the width of the columns.
+        if table.title:
+            console.print(Text(str(table.title), "italic"))
+            table.title = None
         console.print(table)
         console.print()
 

@@ -55,6 +55,15 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
             "presence_penalty, frequency_penalty: this model's canvases are not filled token by token",
             "leave them out",
         )
+    foreign = [token for token in options.suffix_ids if token >= denoiser.vocab_size]
+    if foreign:
+        raise UsageError(f"suffix_ids: {foreign[0]} is outside the vocabulary of {denoiser.vocab_size}")
+    whole = len(prompt_ids) + options.max_tokens + len(options.suffix_ids)
+    if options.suffix_ids and whole > config.max_positions:
+        raise UsageError(
+            f"text, hole and suffix have {whole} tokens, the model's context only {config.max_positions}",
+            "shorten one of them",
+        )
     beyond = [token for token in options.stop_token_ids or () if token >= config.vocab_size]
     if beyond:
         raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")

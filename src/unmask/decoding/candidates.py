@@ -152,7 +152,11 @@ class Candidates:
 
 def propose(logits: Tensor, shaping: Shaping, noise: Tensor) -> Candidates:
     """Draw a candidate from each of (..., V) logits, with (...) uniforms."""
-    tokens = draw(sampling_law(logits, shaping), noise.to(logits.device))
+    return appraise(logits, shaping, draw(sampling_law(logits, shaping), noise.to(logits.device)))
+
+
+def appraise(logits: Tensor, shaping: Shaping, tokens: Tensor) -> Candidates:
+    """Return (...) tokens as candidates, with what their (..., V) logits say of them."""
     probabilities = biased(logits, shaping).softmax(
         -1, dtype=torch.promote_types(logits.dtype, torch.float32)
     )

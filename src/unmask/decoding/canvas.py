@@ -41,6 +41,12 @@ class Canvas:
         )
 
     @property
+    def shown(self) -> list[int | None]:
+        """The tokens of one canvas, `None` where open."""
+        pairs = zip(self.tokens.tolist(), self.open.tolist(), strict=True)
+        return [None if is_open else token for token, is_open in pairs]
+
+    @property
     def num_leading(self) -> Tensor:
         """How many decided positions stand before the first open one: (...)."""
         return (~self.open).long().cumprod(-1).sum(-1)

@@ -1,13 +1,15 @@
 """One step of unmasking: a candidate at every open position, and a rule's choice among them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Candidates, Keys, Shaping, propose
-from unmask.decoding.rules import Rule, View, choose
+from unmask.decoding.rules import Rule, View, choose, leading
+from unmask.decoding.text_law import TextLaw
 from unmask.rng import Stream
 
 Confidence = Literal["drawn", "highest"]
@@ -71,8 +73,60 @@ def decide(
     candidates = propose(logits[where.to(logits.device)], shaping, keys.noise(Stream.TOKEN)[where]).spread(
         where
     )
+    return decide_among(
+        rule, candidates, where, keys, steps_left=steps_left, changes=changes, confidence=confidence
+    )
+
+
+def decide_after(
+    text_law: TextLaw,
+    rule: Rule,
+    logits: Tensor,
+    canvas: Sequence[int | None],
+    keys: Keys,
+    *,
+    steps_left: int | None,
+    drift: Drift,
+) -> Decision:
+    """Do as `decide` for one canvas that continues a text: (L, V) logits, its L tokens, `None` where open.
+
+    Under a constraint whatever is decided continues the valid text: candidates follow one another, and of the rule's
+    choice only what comes before the first place it leaves open is taken, or as much as a budget of steps requires.
+    """
+    where = torch.tensor([[token is None for token in canvas]])
+    first = int(where[0].long().argmax())
+    ahead = [token for token in canvas[first:] if token is not None]  # what stands before is in the text
+    noise = keys.noise(Stream.TOKEN)[where].to(logits.device)
+    candidates, num_sound = text_law.propose(logits[where[0].to(logits.device)], noise, ahead)
+    decision = decide_among(
+        rule,
+        candidates.spread(where),
+        where,
+        keys,
+        steps_left=(steps_left,),
+        changes=drift.update(logits[None]),
+        from_the_left=text_law.is_constrained,
+    )
+    return replace(decision, chosen=decision.chosen & (where.cumsum(-1) <= num_sound))
+
+
+def decide_among(
+    rule: Rule,
+    candidates: Candidates,
+    is_open: Tensor,
+    keys: Keys,
+    *,
+    steps_left: tuple[int | None, ...],
+    changes: Tensor,
+    confidence: Confidence = "drawn",
+    from_the_left: bool = False,
+) -> Decision:
+    """Let the rule choose among candidates (B, L) that were drawn at the open positions; all on CPU.
+
+    `from_the_left`: nothing is decided behind an open position.
+    """
     view = View(
-        open=where,
+        open=is_open,
         confidence=candidates.confidence if confidence == "drawn" else candidates.highest,
         entropy=candidates.entropy,
         margin=candidates.margin,
@@ -82,4 +136,9 @@ def decide(
         steps_left=steps_left,
         changes=changes,
     )
-    return Decision(choose(rule, view), candidates)
+    chosen = choose(rule, view)
+    if from_the_left:
+        num_left_open = (is_open & ~chosen).cumsum(-1)
+        run = (is_open & (num_left_open == 0)).sum(-1)
+        chosen = leading(torch.zeros(is_open.shape), is_open, torch.maximum(run, view.num_required()))
+    return Decision(chosen, candidates)

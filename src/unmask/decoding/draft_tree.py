@@ -9,8 +9,10 @@ from itertools import count
 from torch import Tensor
 
 from unmask.decoding.candidates import draw
+from unmask.decoding.constraint import NO_TOKEN
 from unmask.decoding.offer import Offer, Path
 from unmask.decoding.speculation import residual
+from unmask.errors import FailureError
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,13 @@ def accept_tree(
     accepted with probability min(1, p/q), else p becomes max(p - q, 0), renormalised (recursive rejection, SpecInfer,
     Miao et al. 2023, arXiv 2305.09781; without replacement, Jeon et al. 2024, arXiv 2402.14160). `verifier_law`: (V,)
     after some accepted nodes. `accept_noise` (N,): a uniform for each node. `next_noise`: one for each number of
-    accepted nodes.
+    accepted nodes. Raises FailureError where the verifier's law is zero: a constraint leaves no token.
     """
     accepted: tuple[int, ...] = ()
     while True:
         law, taken = verifier_law(accepted), list[int]()
+        if not law.any():
+            raise FailureError(NO_TOKEN)
         path = tuple(tree.tokens(accepted))
         for node in tree.children[accepted[-1] if accepted else None]:
             token, offered = tree.nodes[node].token, offer.law(path, taken)

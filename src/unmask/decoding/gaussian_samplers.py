@@ -1,4 +1,4 @@
-"""The samplers of Gaussian noise: Euler, Heun, multistep, churn, ancestral."""
+"""The samplers of Gaussian noise: Euler, Heun, multistep, churn, ancestral, restart."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -145,3 +145,17 @@ class GaussianAncestral(GaussianSampler):
     def move(self, move: GaussianMove, *, forwards: int) -> Tensor:
         mean = move.predict(move.z, move.gamma)
         return move.process.ancestral(move.z, mean, move.gamma, move.target, move.noise())
+
+
+@GAUSSIAN_SAMPLERS.register("restart")
+@final
+@dataclass(frozen=True)
+class Restart(GaussianSampler):
+    """Put the predicted embedding into fresh noise of the next level, and forget all else.
+
+    For a student that names where the flow ends (objective `distill`), whose every prediction is a finished text: the
+    sampler of consistency models (Song et al. 2023, arXiv 2303.01469).
+    """
+
+    def move(self, move: GaussianMove, *, forwards: int) -> Tensor:
+        return move.process.around(move.predict(move.z, move.gamma), move.target, move.noise())

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.decoding.admission import default_sampler, gaussian_sampler
 from unmask.decoding.candidates import Keys
 from unmask.decoding.canvas import Canvas
-from unmask.decoding.decision import Drift, decide
+from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sampling
 from unmask.decoding.generation import Event, Generation, Snapshot
 from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
@@ -78,7 +78,8 @@ def _prefill(request: Request) -> Iterator[Snapshot]:
     prompt = torch.tensor(request.prompt_ids)
     for begin in range(0, len(prompt), PREFILL_CHUNK):
         chunk = prompt[begin : begin + PREFILL_CHUNK]
-        has_law = begin + len(chunk) == len(prompt) and request.denoiser.predicts_next
+        is_last = begin + len(chunk) == len(prompt)
+        has_law = is_last and request.denoiser.predicts_next and not request.fills_hole
         request.num_forwards += 1
         logits = request.denoiser.causal(chunk, begin, request.cache, num_heads=int(has_law))
         if has_law:
@@ -135,7 +136,7 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
     assert process is not None  # admit
     assert sampler is not None
     tokens, free = request.free_canvas()
-    length = int(free.sum())
+    length, first = int(free.sum()), int(free[0].long().argmax())
     states = sampling(
         request.denoise(start),
         process,
@@ -145,13 +146,13 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
         steps=options.num_steps or length,
         seeds=(options.seed,),
         shape=options.shape,
-        start=start + length - tokens.shape[1],
+        start=start - first,
     )
 
     def is_open(state: Sampled) -> Tensor:
         return process.is_masked(state.tokens) if process.masks else state.noisy
 
-    return (yield from _follow(request, states, length, is_open))
+    return (yield from _follow(request, states, slice(first, first + length), is_open))
 
 
 def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tensor]:
@@ -169,24 +170,26 @@ def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tens
         seeds=(options.seed,),
         shape=options.shape,
     )
-    return (yield from _follow(request, states, int(free.sum()), lambda state: torch.zeros_like(state.noisy)))
+    first = int(free[0].long().argmax())
+    places = slice(first, first + int(free.sum()))
+    return (yield from _follow(request, states, places, lambda state: torch.zeros_like(state.noisy)))
 
 
 def _follow(
-    request: Request, states: Iterator[Sampled], length: int, is_open: Callable[[Sampled], Tensor]
+    request: Request, states: Iterator[Sampled], places: slice, is_open: Callable[[Sampled], Tensor]
 ) -> Generator[Snapshot, None, Tensor]:
-    """Show and count every forward of a sampler; decide the last `length` tokens of the row it ends with."""
+    """Show and count every forward of a sampler; decide the `places` of the row it ends with."""
     transcript = request.transcript
     num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
     for state in states:
         request.num_forwards += int(state.num_forwards) - (request.num_decode_forwards - num_forwards)
         request.num_decode_forwards = num_forwards + int(state.num_forwards)
         written, unsure, steps = (
-            part[0, -length:] for part in (state.tokens, is_open(state), state.decided_at)
+            part[0, places] for part in (state.tokens, is_open(state), state.decided_at)
         )
         canvas = Canvas(written, unsure, steps.clamp_min(1) + num_forwards)
         if int(state.num_forwards):
-            confidence = state.confidence[0, -length:].tolist() if isinstance(state, Sharpened) else ()
+            confidence = state.confidence[0, places].tolist() if isinstance(state, Sharpened) else ()
             yield replace(request.snapshot("denoise", canvas, num_before), confidence=tuple(confidence))
     for token, step in zip(written.tolist(), canvas.decided_at.tolist(), strict=True):
         transcript.append(token, step)
@@ -197,19 +200,16 @@ def _denoise(
     request: Request, canvas: Canvas, draft: Draft, start: int, steps_left: int | None, drift: Drift
 ) -> Canvas:
     """Draw a candidate at each open position of a canvas from `start` on; commit those the rule chooses."""
-    options, step = request.options, request.num_decode_forwards
+    options, step, length = request.options, request.num_decode_forwards, len(canvas.tokens)
     assert options.rule is not None  # resolve
-    length = len(canvas.tokens)
-    logits = draft.logits[None, :length]
-    ahead = canvas.tokens[~canvas.open][int(canvas.num_leading) :]  # the leading ones are in the text
-    decision = decide(
+    decision = decide_after(
+        request.text_law,
         options.rule,
-        request.text_law.after(logits, ahead.tolist()),
-        canvas.open[None],
-        options,
+        draft.logits[:length],
+        canvas.shown,
         Keys.of_one(options.seed, range(start, start + length), step),
-        steps_left=(steps_left,),
-        changes=drift.update(logits),
+        steps_left=steps_left,
+        drift=drift,
     )
     return canvas.commit(decision.chosen[0], decision.candidates.tokens[0], step)
 

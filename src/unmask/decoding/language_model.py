@@ -1,11 +1,13 @@
 """A model ready to write: a checkpoint behind the few methods that most callers need."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from unmask.decoding.admission import default_sampler
-from unmask.decoding.generate import stream
+from unmask.decoding.constraint import Constraint
+from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Event, Generation
 from unmask.decoding.options import AnySampler, Mode, Options
 from unmask.decoding.rules import RULES, Rule
@@ -13,28 +15,47 @@ from unmask.decoding.samplers import parse_sampler
 from unmask.diffusion.process import PROCESSES, Process, build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.errors import UsageError
+from unmask.model.adapter import Adapter
 from unmask.model.catalogue import ModelCard
 from unmask.model.checkpoint import Checkpoint, load_checkpoint
 from unmask.model.continuous import GAUSSIAN
 from unmask.model.denoiser import Denoiser
+from unmask.model.merged import merge, product
+from unmask.model.quantize import Quantisation, check_quantisation, int8_product
+from unmask.model.transformer import Transformer
 from unmask.runtime import tune_allocator
 from unmask.tokenizer import Message
 
 Prompt = str | Sequence[Message]
 """A text, or the messages of a conversation, each with a ``role`` and a ``content``."""
 
+SUFFIX_LENGTH = 64
+"""Most tokens after a hole that stand on its canvas."""
+
 
 class LanguageModel:
-    """A checkpoint with its denoiser; stateless between calls."""
+    """A checkpoint with its denoiser; stateless between calls.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `running`: what decodes in the place of the checkpoint's transformer and adapter: the same weights laid out for
+    inference, in the number format `quantize`, where that is not their own.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        running: tuple[Transformer, Adapter | None] | None = None,
+        quantize: Quantisation | None = None,
+    ) -> None:
         card, vocab_size = checkpoint.card, checkpoint.transformer.config.vocab_size
         mask = card.mask_token_id
         self.checkpoint = checkpoint
+        self.quantize = quantize
         self.tokenizer = checkpoint.tokenizer
+        transformer, adapter = running or (checkpoint.transformer, checkpoint.adapter)
         self.denoiser = Denoiser(
-            checkpoint.transformer,
-            adapter=checkpoint.adapter,
+            transformer,
+            adapter=adapter,
             mask_token_id=mask,
             logit_shift=card.logit_shift,
             banned=() if mask is None or mask >= vocab_size else (mask,),
@@ -45,11 +66,17 @@ class LanguageModel:
             vectors=checkpoint.vectors,
         )
 
+    @property
+    def default_mode(self) -> Mode:
+        """The first mode that the model has."""
+        modes = self.checkpoint.card.modes
+        return modes[0] if modes else "ar"
+
     def generate(
         self,
         prompt: Prompt,
         *,
-        mode: Mode = "ar",
+        mode: Mode | None = None,
         max_tokens: int = 256,
         block_length: int | None = None,
         rule: Rule | str | None = None,
@@ -63,6 +90,7 @@ class LanguageModel:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         num_logprobs: int | None = None,
+        constraint: Constraint | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] | None = None,
@@ -70,10 +98,11 @@ class LanguageModel:
     ) -> Generation:
         """Write the answer to a prompt; see `Options` for the options and `stream` for the prompt.
 
-        Raises UsageError, before the first forward, for whatever is unknown or not supported in the mode.
+        `mode`: the model's own unless given. Raises UsageError, before the first forward, for whatever is unknown or
+        not supported in the mode.
         """
         options = Options(
-            mode=mode,
+            mode=mode or self.default_mode,
             max_tokens=max_tokens,
             block_length=block_length,
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
@@ -87,6 +116,7 @@ class LanguageModel:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             num_logprobs=num_logprobs,
+            constraint=constraint,
             seed=seed,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),
@@ -94,6 +124,43 @@ class LanguageModel:
         *_, generation = self.stream(prompt, options, raw=raw)
         assert isinstance(generation, Generation)  # stream's promise
         return generation
+
+    def fill(
+        self,
+        before: str,
+        after: str,
+        *,
+        length: int,
+        rule: Rule | str | None = None,
+        sampler: AnySampler | str | None = None,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Generation:
+        """Write `length` tokens between two texts, by diffusion; see `Options` for the rest.
+
+        Of the text before the model sees as much as its context holds, of the text after at most 64 tokens: canvases
+        in training end not far behind what is open.
+        """
+        suffix = self.tokenizer.encode(after)[:SUFFIX_LENGTH]
+        room = self.checkpoint.transformer.config.max_positions - length - len(suffix)
+        options = Options(
+            "diffusion",
+            max_tokens=length,
+            rule=RULES.parse(rule) if isinstance(rule, str) else rule,
+            sampler=parse_sampler(sampler) if isinstance(sampler, str) else sampler,
+            num_steps=num_steps,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop_token_ids=(),
+            suffix_ids=tuple(suffix),
+        )
+        head = self.encode(before, raw=True)
+        return generate(self.denoiser, self.tokenizer, head[-max(1, room) :], self.resolve(options))
 
     def stream(self, prompt: Prompt, options: Options, *, raw: bool = False) -> Iterator[Event]:
         """Yield a snapshot after every forward, and the generation last.
@@ -150,15 +217,19 @@ def load(
     adapter: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
+    quantize: Quantisation | None = None,
     cache_dir: Path | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`.
 
-    The process's allocator is told to keep freed buffers, see `unmask.runtime`.
+    `quantize`: "int8" computes all products of the transformer in int8, on CPUs. On a CPU the weights are laid out
+    for inference (`unmask.model.merged`). The process's allocator is told to keep freed buffers, see `unmask.runtime`.
     """
     tune_allocator()
+    if quantize is not None:
+        check_quantisation(quantize, device=device, dtype=dtype)
     checkpoint = load_checkpoint(
         source,
         adapter=adapter,
@@ -168,4 +239,12 @@ def load(
         offline=offline,
         progress=progress,
     )
-    return LanguageModel(checkpoint)
+    transformer = checkpoint.transformer
+    if transformer.device.type != "cpu":
+        return LanguageModel(checkpoint)
+    began = time.perf_counter()
+    make = product if quantize is None else int8_product
+    running = merge(transformer, checkpoint.adapter, make, exact_rows=quantize is not None)
+    if quantize is not None and progress is not None:
+        progress(f"weights rounded to {quantize} in {time.perf_counter() - began:.1f} s")
+    return LanguageModel(checkpoint, running=running, quantize=quantize)

@@ -119,8 +119,8 @@ class RankedOffer:
     def _ranked(self, path: Path) -> tuple[list[float], list[int]]:
         key = _key(path, self._text_law)
         if key not in self._ranks:
-            row = biased(self._text_law.after(self._logits[len(path)], path), self._options)
-            best = row.softmax(-1).topk(self._most)
+            row = biased(self._text_law.weighed(self._logits[: len(path) + 1], path), self._options)
+            best = row.softmax(-1).nan_to_num(0.0).topk(self._most)
             self._ranks[key] = best.values.tolist(), best.indices.tolist()
         return self._ranks[key]
 
@@ -131,5 +131,5 @@ def law_after(text_law: TextLaw, logits: Tensor, path: Sequence[int]) -> Tensor:
 
 
 def _key(path: Path, text_law: TextLaw) -> Path | int:
-    """Return what a law is kept by: without penalties, one serves all paths of a length."""
+    """Return what a law is kept by: unless they read the text, one serves all paths of a length."""
     return path if text_law.reads_text else len(path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from unmask.decoding.candidates import Shape
+from unmask.decoding.constraint import Constraint
 from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
@@ -45,6 +46,9 @@ class Options:
     before, and as often as it was. The prompt does not count.
     `num_logprobs` (ar, speculative): so many of the likeliest tokens are told at each place, beside the token there,
     with their log-probabilities under the model's own law of the next token: before all of the above.
+    `constraint` (without a sampler): what the whole text has to be; it ends in a stop token, unless it is cut off.
+    `suffix_ids` (diffusion): what comes after a hole of exactly `max_tokens`, which is one canvas and takes no other
+    block length. Nothing stops it unless stop tokens or strings are given.
     `seed`: of all noise. `stop`: strings that end the text. `stop_token_ids`: tokens that do; `()` for none.
     """
 
@@ -64,6 +68,8 @@ class Options:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     num_logprobs: int | None = None
+    constraint: Constraint | None = None
+    suffix_ids: tuple[int, ...] = ()
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] | None = None
@@ -128,19 +134,29 @@ class Options:
                 self.sampler is None or not getattr(self, field), field, "a sampler cannot count; give a rule"
             )
         self._check(
+            self.constraint is None or isinstance(self.constraint, Constraint),
+            "constraint",
+            "must be a Constraint",
+        )
+        if self.constraint is not None:
+            self._check(self.sampler is None, "constraint", "a sampler cannot keep to it; give a rule")
+            self._check(not self.stop, "constraint", "a stop string would cut it; leave `stop` out")
+            self._check(self.stop_token_ids != (), "constraint", "its end is a stop token, and there is none")
+        self._check(
             isinstance(self.stop, tuple) and all(isinstance(text, str) and text for text in self.stop),
             "stop",
             "must be a tuple of texts, none of them empty",
         )
-        self._check(
-            self.stop_token_ids is None
-            or (
-                isinstance(self.stop_token_ids, tuple)
-                and all(_is_integer(i) and i >= 0 for i in self.stop_token_ids)
-            ),
-            "stop_token_ids",
-            "must be a tuple of token ids, each 0 or more",
-        )
+        for field in ("stop_token_ids", "suffix_ids"):
+            ids = getattr(self, field)
+            self._check(
+                (field == "stop_token_ids" and ids is None)
+                or (isinstance(ids, tuple) and all(_is_integer(i) and i >= 0 for i in ids)),
+                field,
+                "must be a tuple of token ids, each 0 or more",
+            )
+        if self.suffix_ids:
+            self._check_hole()
 
     @property
     def shape(self) -> Shape:
@@ -175,10 +191,24 @@ class Options:
                 block_length=block_length, stop_token_ids=stop_token_ids
             )
         uses_canvas = self.mode != "ar"
+        if self.suffix_ids:
+            block_length, stop_token_ids = self.max_tokens, ()
         return replace(
             self,
             block_length=self.block_length or (block_length or DEFAULT_BLOCK_LENGTH if uses_canvas else None),
             stop_token_ids=stop_token_ids if self.stop_token_ids is None else self.stop_token_ids,
+        )
+
+    def _check_hole(self) -> None:
+        """Check what only a text before the suffix can have."""
+        self._check(self.mode == "diffusion", "suffix_ids", "only mode 'diffusion' sees what comes after")
+        self._check(self.constraint is None, "constraint", "a hole is not filled from left to right")
+        for field in ("presence_penalty", "frequency_penalty"):
+            self._check(not getattr(self, field), field, "a hole is not filled from left to right")
+        self._check(
+            self.block_length in (None, self.max_tokens),
+            "block_length",
+            f"a hole is one canvas, of max_tokens={self.max_tokens}",
         )
 
     def _check(self, passes: bool, field: str, reason: str) -> None:

@@ -42,7 +42,7 @@ class Request:
     ) -> "Request":
         room = admit(denoiser, prompt_ids, options)
         transcript = Transcript(tokenizer, options, room=room)
-        text_law = TextLaw(options, transcript.token_ids)
+        text_law = TextLaw.of(options, transcript.token_ids, tokenizer)
         capacity = 0 if denoiser.full_attention else len(prompt_ids) + room
         cache = denoiser.new_cache(capacity)
         return cls(denoiser, tuple(prompt_ids), options, transcript, text_law, cache)
@@ -63,9 +63,14 @@ class Request:
         options, denoiser = self.options, self.denoiser
         if isinstance(options.sampler, Sampler):
             return options.sampler
-        if denoiser.full_attention or denoiser.mask_token_id is None:
+        if denoiser.full_attention or denoiser.mask_token_id is None or self.fills_hole:
             return None if options.rule is None else Unmask(options.rule)
         return None
+
+    @property
+    def fills_hole(self) -> bool:
+        """Whether the text after the canvas is given too."""
+        return bool(self.options.suffix_ids)
 
     def blank_canvas(self, room: int) -> Canvas:
         """Return an open canvas of the block length, or of `room` when that is less."""
@@ -74,12 +79,16 @@ class Request:
         return Canvas.blank(min(self.options.block_length, room), self.denoiser.mask_token_id)
 
     def free_canvas(self) -> tuple[Tensor, Tensor]:
-        """Return a row (1, L) of free tokens, and which ones are free: what a whole sequence shows before is given."""
+        """Return a row (1, L) of free tokens, and which ones are free: the suffix is given, and what stands before.
+
+        The latter is on the canvas of a model that sees the whole sequence.
+        """
         assert self.options.block_length is not None  # resolve
         length = min(self.options.block_length, self.transcript.room)
-        given = self.decided if self.denoiser.full_attention else []
-        tokens = torch.tensor([*given, *[0] * length])[None]
-        return tokens, torch.arange(tokens.shape[1])[None] >= len(given)
+        before = self.decided if self.denoiser.full_attention else []
+        tokens = torch.tensor([[*before, *[0] * length, *self.options.suffix_ids]])
+        places = torch.arange(tokens.shape[1])[None] - len(before)
+        return tokens, (places >= 0) & (places < length)
 
     def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
         """Run tokens after the prompt from `start` on: (num_heads, V) logits."""
@@ -135,12 +144,12 @@ class Request:
         tokens: tuple[int | None, ...] = ()
         steps: tuple[int | None, ...] = ()
         if canvas is not None:
-            rows = zip(canvas.tokens.tolist(), canvas.decided_at.tolist(), canvas.open.tolist(), strict=True)
-            pairs = [(None, None) if is_open else (token, step) for token, step, is_open in rows]
-            tokens, steps = tuple(token for token, _ in pairs), tuple(step for _, step in pairs)
+            tokens = tuple(canvas.shown)
+            decided_at = zip(tokens, canvas.decided_at.tolist(), strict=True)
+            steps = tuple(None if token is None else step for token, step in decided_at)
         done = self.transcript.token_ids[:num_before]
-        decided_at = (*self.transcript.decided_at[:num_before], *steps)
-        return Snapshot(phase, tuple(done), tokens, decided_at, self.num_forwards)
+        all_steps = (*self.transcript.decided_at[:num_before], *steps)
+        return Snapshot(phase, tuple(done), tokens, all_steps, self.num_forwards)
 
     def generation(self, seconds: dict[str, float]) -> Generation:
         """Return the result of a finished request."""

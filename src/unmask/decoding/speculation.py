@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unmask.decoding.candidates import draw
+from unmask.decoding.constraint import NO_TOKEN
+from unmask.errors import FailureError
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ def accept(
     `drafts`: (B,) tokens drawn from `draft_law` (B, V). `verifier_law`: (B + 1, V), row i being the law after
     i drafts.
     `accept_noise`: (B,) and `next_noise`: (B + 1,) uniforms, of which each position uses at most one. The
-    next token follows the residual law where a draft was rejected, the last row where none was. B may be 0.
+    next token follows the residual law where a draft was rejected, the last row where none was. B may be 0. Raises
+    FailureError where the verifier's law there is zero: a constraint leaves no token.
     """
     accepted = accept_noise < acceptance(drafts, draft_law, verifier_law)
     count = int(accepted.long().cumprod(0).sum())
     law = verifier_law[count]
+    if not law.any():
+        raise FailureError(NO_TOKEN)
     if count < len(drafts):
         law = residual(law, draft_law[count])
     return Verdict(count, int(draw(law[None], next_noise[count : count + 1])[0]))

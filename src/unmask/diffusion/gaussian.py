@@ -67,10 +67,11 @@ class Gaussian:
 
     def noise(self, x0: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
         """Return z made of clean tokens and standard normal `noise` (..., E)."""
-        return (
-            _wide(log_alpha(gamma).exp(), noise) * self.embed(x0)
-            + _wide(log_sigma(gamma).exp(), noise) * noise
-        )
+        return self.around(self.embed(x0), gamma, noise)
+
+    def around(self, clean: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+        """Return z made of a clean embedding (..., E) and standard normal `noise` (..., E)."""
+        return _wide(log_alpha(gamma).exp(), noise) * clean + _wide(log_sigma(gamma).exp(), noise) * noise
 
     def evidence(self, z: Tensor, gamma: Tensor) -> Tensor:
         """Return log q(z | x) for every clean token x, up to a term that all share: (..., K).

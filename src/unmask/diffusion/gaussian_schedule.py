@@ -99,6 +99,7 @@ class LearnedGamma(GaussianSchedule):
     num_bins: int = 64
 
     _UNIFORM_SHARE = 0.1
+    _PACE = 10.0  # a histogram needs larger steps than the weights beside it, whose learning rate it shares
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class LearnedGamma(GaussianSchedule):
         return -(squares / squares.mean().clamp_min(_LEAST) * self._chances()[index].log()).mean()
 
     def _chances(self) -> Tensor:
-        chances = self.logits.double().softmax(-1)
+        chances = (self._PACE * self.logits.double()).softmax(-1)
         return (1 - self._UNIFORM_SHARE) * chances + self._UNIFORM_SHARE / self.num_bins
 
     def _bins(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,18 @@ from unmask.diffusion.denoising import DenoiserFunction, Prediction
 from unmask.diffusion.masked import Masked
 from unmask.diffusion.process import Process
 
+_LEAST_EXPECTED = 5.0
+"""Cells of which fewer are expected are counted together, or the statistic is not distributed as it should be."""
+
+
+@dataclass(frozen=True)
+class ChiSquare:
+    """Pearson's statistic, its degrees of freedom, and how often chance alone gives a higher one."""
+
+    statistic: float
+    degrees: int
+    p_value: float
+
 
 @dataclass(frozen=True, eq=False)
 class MarkovChain:
@@ -93,6 +105,28 @@ class MarkovChain:
             total -= self.subset_entropy(known) - before
         return total
 
+    def chi_square(self, tokens: Tensor, *, size: int) -> ChiSquare:
+        """Compare the n-grams of `size` in sequences (B, L) with the chain: the last token's law given the others.
+
+        Contexts are taken as they occur, so counts of overlapping n-grams are independent given them.
+        """
+        vocab_size = self.vocab_size
+        grams = tokens.unfold(1, size, 1).reshape(-1, size)
+        context = sum(grams[:, place] * vocab_size ** (size - 2 - place) for place in range(size - 1))
+        counts = torch.bincount(context * vocab_size + grams[:, -1], minlength=vocab_size**size)
+        counts = counts.view(-1, vocab_size).double()
+        law = self.transition.repeat(len(counts) // vocab_size, 1)
+        expected = counts.sum(-1, keepdim=True) * law
+        statistic, degrees = 0.0, 0
+        for seen, due in zip(counts.tolist(), expected.tolist(), strict=True):
+            cells = _pooled(seen, due)
+            statistic += sum((number - mean) ** 2 / mean for number, mean in cells)
+            degrees += max(len(cells) - 1, 0)
+        half = torch.tensor([degrees, statistic], dtype=torch.float64) / 2
+        return ChiSquare(
+            statistic, degrees, float(torch.special.gammaincc(half[0], half[1])) if degrees else 1.0
+        )
+
     def predict(self, evidence: Tensor, prediction: Prediction) -> Tensor:
         """Return the exact law of every token, as log-probabilities (B, L, K) float64, by forward-backward.
 
@@ -128,6 +162,21 @@ def _evidence(process: Process, tokens: Tensor, time: Tensor) -> Tensor:
     else:
         evidence = process.likelihood(tokens, time)
     return evidence.masked_fill(process.is_masked(tokens)[..., None], 1.0)
+
+
+def _pooled(seen: Sequence[float], expected: Sequence[float]) -> list[tuple[float, float]]:
+    """Put the cells of one context together, the rarest first, until enough is expected in each: (seen, expected)."""
+    cells: list[tuple[float, float]] = []
+    number = mean = 0.0
+    for due, count in sorted(zip(expected, seen, strict=True)):
+        number, mean = number + count, mean + due
+        if mean >= _LEAST_EXPECTED:
+            cells.append((number, mean))
+            number = mean = 0.0
+    if cells:
+        last, due = cells[-1]
+        cells[-1] = (last + number, due + mean)
+    return cells
 
 
 def _normalised(weights: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a forward costs here, by its number of tokens."""
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -59,6 +60,8 @@ class CostCurve:
         curve = cls()
         try:
             for weight, tokens, seconds in json.loads(text):
+                if not (weight > 0 and tokens >= 1 and 0 < seconds < math.inf):
+                    raise ValueError(f"not a cost curve: {text[:60]}")
                 curve._pools[int(tokens).bit_length()] = (float(weight), float(tokens), float(seconds))
         except TypeError as error:
             raise ValueError(f"not a cost curve: {text[:60]}") from error

@@ -10,13 +10,14 @@ from unmask.decoding.logprobs import TokenLogprobs
 from unmask.decoding.options import Options
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
+from unmask.engine.curve_file import CurveFile
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
 from unmask.engine.planner import Choice, Planner
 from unmask.engine.request import Request
 from unmask.engine.runner import Job, Runner
 from unmask.engine.scheduler import Scheduler
-from unmask.errors import UsageError
+from unmask.errors import FailureError, UsageError
 from unmask.model.denoiser import Denoiser
 from unmask.tokenizer import Tokenizer
 
@@ -49,7 +50,15 @@ class Finished:
     generation: Generation
 
 
-Event = Progress | Finished
+@dataclass(frozen=True)
+class Failed:
+    """A request that its constraint left without a next token; it is gone."""
+
+    request_id: int
+    error: FailureError
+
+
+Event = Progress | Finished | Failed
 
 
 @dataclass(eq=False)
@@ -133,7 +142,13 @@ class Engine:
         if options.sampler is not None or (options.rule is not None and self._denoiser.mask_token_id is None):
             what = f"sampler {options.sampler}" if options.sampler else "a model without a mask token"
             raise UsageError(f"{what}: the engine fills masks by rules", "use decoding.generate")
+        if options.suffix_ids:
+            raise UsageError(
+                "suffix_ids: the engine's canvases end the text, none is a hole in it",
+                "use decoding.generate",
+            )
         transcript = Transcript(self._tokenizer, options, room=room)
+        text_law = TextLaw.of(options, transcript.token_ids, self._tokenizer)
         request = Request(
             self._num_added,
             tuple(prompt_ids),
@@ -147,7 +162,6 @@ class Engine:
             predicts_next=self._denoiser.predicts_next,
         )
         self.scheduler.add(request)
-        text_law = TextLaw(options, transcript.token_ids)
         self._jobs[request.number] = Job(request, options, transcript, text_law, is_planned=planned)
         self._watches[request.number] = _Watch(time.perf_counter())
         self._num_added += 1
@@ -179,7 +193,8 @@ class Engine:
         }
         self._runner.run(batch.shares, self._jobs)
         for request, num_drafted in drafted.items():
-            self.planner.observe_draft(request.number, num_drafted, request.accepted_lengths[-1])
+            if self._jobs[request.number].failure is None:
+                self.planner.observe_draft(request.number, num_drafted, request.accepted_lengths[-1])
         other_decided = sum(self._num_untold(share.request) for share in others)
         self.planner.observe_forward(
             num_tokens, time.perf_counter() - now, other_tokens=other_tokens, other_decided=other_decided
@@ -190,20 +205,35 @@ class Engine:
                 events += self._tell(self._jobs[share.request.number])
         return events
 
-    def calibrate(self) -> None:
-        """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens."""
+    def calibrate(self, file: CurveFile | None = None) -> None:
+        """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens.
+
+        With a file, what was measured before is read from it, and what is measured now is kept there.
+        """
+        if file is not None and (curve := file.read()) is not None:
+            self.planner.curve = curve
+            return
         most = min(self.scheduler.token_budget, self._denoiser.transformer.config.max_positions)
         for tokens, seconds in self._runner.measure([size for size in _CALIBRATION_SIZES if size <= most]):
             self.planner.curve.observe(tokens, seconds)
+        if file is not None:
+            file.write(self.planner.curve)
 
     def generate(self, requests: Iterable[tuple[Sequence[int], Options]]) -> list[Generation]:
-        """Run prompts with their options to their ends, together, and return the generations in the same order."""
+        """Run prompts with their options to their ends, together, and return the generations in the same order.
+
+        Raises FailureError, and leaves the others where they are, when a constraint leaves one without a next token.
+        """
         if self.has_work:
             raise UsageError("the engine has requests already", "let them finish, or step and add yourself")
         ids = [self.add(prompt, options) for prompt, options in requests]
         done: dict[int, Generation] = {}
         while len(done) < len(ids):
-            done |= {e.request_id: e.generation for e in self.step() if isinstance(e, Finished)}
+            for event in self.step():
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    done[event.request_id] = event.generation
         return [done[number] for number in ids]
 
     def check(self) -> None:
@@ -213,6 +243,9 @@ class Engine:
         assert sorted(here) == sorted(self._jobs) == sorted(self._watches)
 
     def _tell(self, job: Job) -> list[Event]:
+        if job.failure is not None:
+            self._forget(job.request)
+            return [Failed(job.request.number, job.failure)]
         request, watch, now = job.request, self._watches[job.request.number], time.perf_counter()
         tokens = tuple(job.transcript.token_ids[watch.num_told :])
         logprobs = tuple(job.transcript.logprobs[watch.num_told :])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
-from unmask.decoding.decision import Drift, decide
+from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.options import Options
 from unmask.decoding.proposal import Moment, propose
 from unmask.decoding.proposal import Proposal as TreeProposal
@@ -19,6 +19,7 @@ from unmask.decoding.transcript import Transcript
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.request import Kind, Request
 from unmask.engine.scheduler import Share
+from unmask.errors import FailureError
 from unmask.model.denoiser import Denoiser
 from unmask.model.packed import Part, run_parts
 from unmask.rng import Stream
@@ -36,7 +37,7 @@ class Proposal:
 class Job:
     """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next.
 
-    `is_planned`: its mode and block length are the planner's to choose.
+    `is_planned`: its mode and block length are the planner's to choose. `failure`: why it cannot go on.
     """
 
     request: Request
@@ -48,6 +49,7 @@ class Job:
     belief: Tensor | None = None
     proposal: Proposal | None = None
     tree: TreeProposal | None = None
+    failure: FailureError | None = None
 
     def moment(self, step: int) -> Moment:
         """Return where and when the forward `step` draws the nodes of trees."""
@@ -73,6 +75,16 @@ class _Outcome:
     def drawn(self) -> Tensor:
         """The logits that a step or a draft draws one token from each; before a draft's stands a verifier's."""
         return self.logits[1:] if self.kind == "draft" else self.logits
+
+    @property
+    def is_of_tree(self) -> bool:
+        return self.kind in ("draft", "verify") and not self.job.options.is_linear
+
+    @property
+    def draws_at_once(self) -> bool:
+        """Whether one token comes from each law, whatever the others are."""
+        draws_each = self.kind in ("step", "draft") and not self.is_of_tree
+        return draws_each and not self.job.text_law.reads_text
 
 
 class Runner:
@@ -105,16 +117,13 @@ class Runner:
                 request.store(share.stored_end)
         alike: dict[Shape, list[_Outcome]] = {}
         for outcome in outcomes:
-            if outcome.kind == "denoise":
-                self._denoise(outcome.job, outcome.logits)
-            elif not outcome.job.options.is_linear and outcome.kind != "step":
-                _speculate(outcome)
-            elif outcome.kind == "verify":
-                _verify(outcome.job, outcome.logits)
-            elif outcome.job.text_law.reads_text:
-                _draw_in_turn(outcome)
-            else:
+            if outcome.draws_at_once:
                 alike.setdefault(outcome.job.options.shape, []).append(outcome)
+                continue
+            try:
+                self._settle(outcome)
+            except FailureError as error:  # of this request's constraint; the others go on
+                outcome.job.failure = error
         for shape, drawing in alike.items():
             _draw(drawing, shape)
 
@@ -166,6 +175,17 @@ class Runner:
             belief=job.belief if request.canvas else None,
         )
 
+    def _settle(self, outcome: _Outcome) -> None:
+        match outcome.kind:
+            case "denoise":
+                self._denoise(outcome.job, outcome.logits)
+            case "draft" | "verify" if outcome.is_of_tree:
+                _speculate(outcome)
+            case "verify":
+                _verify(outcome.job, outcome.logits)
+            case "step" | "draft":
+                _draw_in_turn(outcome)
+
     def _denoise(self, job: Job, logits: Tensor) -> None:
         """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
         request, options = job.request, job.options
@@ -173,22 +193,21 @@ class Runner:
         if not request.canvas:
             job.drift = Drift(options.rule.memory)
         length = request.num_open
-        is_open = torch.tensor([token is None for token in request.canvas or [None] * length])
+        canvas = request.canvas or [None] * length
         if self.keeps_belief:
             job.belief = logits[:, : self.denoiser.vocab_size].softmax(-1)
         else:
             spread = logits.new_zeros(length, logits.shape[1])
-            spread[is_open] = logits
+            spread[torch.tensor([token is None for token in canvas])] = logits
             logits = spread
-        ahead = [token for token in request.canvas[request.num_leading :] if token is not None]
-        decision = decide(
+        decision = decide_after(
+            job.text_law,
             options.rule,
-            job.text_law.after(logits, ahead)[None],
-            is_open[None],
-            options,
+            logits,
+            canvas,
             Keys.of_one(options.seed, range(request.base, request.base + length), request.decode_number),
-            steps_left=(request.steps_left,),
-            changes=job.drift.update(logits[None]),
+            steps_left=request.steps_left,
+            drift=job.drift,
         )
         places = decision.chosen[0].nonzero()[:, 0]
         tokens = decision.candidates.tokens[0, places]

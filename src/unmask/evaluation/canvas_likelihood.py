@@ -9,15 +9,16 @@ from torch import Tensor
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import DEFAULT_RULE, Options
-from unmask.diffusion.gaussian import Reconsidered
+from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser, Reconsidered
 from unmask.diffusion.process import Process
 from unmask.errors import UsageError
 from unmask.evaluation.canvas_after import CanvasAfter
 from unmask.evaluation.canvas_blocks import CanvasBlocks
 from unmask.evaluation.continuations import Continuation, Likelihood
-from unmask.evaluation.gaussian_likelihood import gaussian_bound
+from unmask.evaluation.gaussian_likelihood import flow_likelihood, gaussian_bound
 from unmask.evaluation.likelihood import Estimate, block_bound, bound, duel_nll
 from unmask.evaluation.scoring import LogLikelihood
+from unmask.model.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,61 @@ class Bound:
         return _estimated(whole if model.denoiser.full_attention else by_blocks)
 
     def _continuous(self, model: LanguageModel, options: Options) -> Likelihood:
-        informed, ports = model.denoiser.informed(), model.denoiser.conditioning
-        has_belief = ports is not None and ports.belief is not None
+        denoiser, process = gaussian_denoiser(model.denoiser)
         device = model.denoiser.transformer.device
 
         def whole(each: Continuation) -> Estimate:
             return gaussian_bound(
-                Reconsidered(informed) if has_belief else informed,
+                denoiser,
                 _row(each).to(device),
-                informed.process,
+                process,
                 _generator(options, each),
+                num_samples=self.num_samples,
+                scored=_scored(each).to(device),
+            )
+
+        return _estimated(whole)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Minus the mean of `num_samples` draws of -log p under the deterministic sampler of a continuous model.
+
+    The probability flow in `num_steps` steps of four forwards and backwards each (see `flow_likelihood`); the whole
+    continuation at once. Every continuation draws noise of its own, by its tokens.
+    """
+
+    num_steps: int = 16
+    num_samples: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_steps", 1), ("num_samples", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UsageError(
+                    f"likelihood 'flow': {name}={value} must be a whole number of at least {least}"
+                )
+
+    def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
+        """Refuse a model whose noise is on tokens."""
+        if model.denoiser.vectors is None:
+            raise UsageError(
+                "likelihood 'flow': this model's noise is on tokens, which nothing flows through",
+                "choose 'bound', or a continuous model",
+            )
+        if model.quantize is not None:
+            raise UsageError(f"likelihood 'flow': {model.quantize} has no gradients", "leave quantize out")
+        plain = LanguageModel(model.checkpoint).denoiser  # weights laid out for inference have none either
+        denoiser, process = gaussian_denoiser(plain)
+        device = plain.transformer.device
+
+        def whole(each: Continuation) -> Estimate:
+            return flow_likelihood(
+                denoiser,
+                _row(each).to(device),
+                process,
+                _generator(options, each),
+                num_steps=self.num_steps,
                 num_samples=self.num_samples,
                 scored=_scored(each).to(device),
             )
@@ -116,6 +162,13 @@ class Duel:
             return nats
 
         return _each(whole if model.denoiser.full_attention else by_blocks)
+
+
+def gaussian_denoiser(denoiser: Denoiser) -> tuple[GaussianDenoiser, Gaussian]:
+    """Return a continuous model as likelihoods see it, with its own first answer for a belief where it takes one."""
+    informed, ports = denoiser.informed(), denoiser.conditioning
+    has_belief = ports is not None and ports.belief is not None
+    return (Reconsidered(informed) if has_belief else informed), informed.process
 
 
 def _each(nats: Callable[[Continuation], float]) -> Likelihood:

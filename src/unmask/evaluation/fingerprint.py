@@ -8,10 +8,10 @@ from unmask.decoding.language_model import LanguageModel
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """Return a hash of all weights that decide what a model writes."""
-    digest = hashlib.sha256()
-    denoiser = model.denoiser
-    for module in (denoiser.transformer, denoiser.adapter, denoiser.conditioning, denoiser.vectors):
+    """Return a hash of all weights that decide what a model writes, and of what they are rounded to."""
+    digest = hashlib.sha256((model.quantize or "").encode())
+    parts = model.checkpoint
+    for module in (parts.transformer, parts.adapter, parts.conditioning, parts.vectors):
         for name, tensor in sorted(({} if module is None else module.state_dict()).items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from unmask.evaluation.likelihood import autoregressive_nll, block_bound
 from unmask.layout import causal_layout
 from unmask.model.denoiser import Denoiser
 from unmask.tokenizer import Tokenizer
-from unmask.training.documents import sample_windows
+from unmask.training.documents import LEAST_TOKENS, draw_windows, read_texts, take_tokens
 
 WINDOW_TOKENS = 256
 """Most tokens that are scored with one another in sight."""
@@ -111,9 +112,13 @@ class TextScore:
 
 def windows_of_file(path: Path, tokenizer: Tokenizer, *, num_tokens: int, seed: int) -> list[Window]:
     """Return about `num_tokens` tokens of a file of documents, one window of each document drawn."""
-    pieces = sample_windows([path], tokenizer, num_tokens=num_tokens, length=WINDOW_TOKENS, seed=seed)
+    texts = [text for text in read_texts(path) if text.strip()]
+    drawn = draw_windows(texts, tokenizer, WINDOW_TOKENS, np.random.default_rng(seed))
+    pieces = [document.ids for document in take_tokens(drawn, num_tokens)]
     if not pieces:
-        raise FailureError(f"{path} has no document of 32 tokens or more", "give a file with longer texts")
+        raise FailureError(
+            f"{path} has no document of {LEAST_TOKENS} tokens or more", "give a file with longer texts"
+        )
     return _windows(str(path), pieces, tokenizer)
 
 

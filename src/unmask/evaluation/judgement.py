@@ -1,7 +1,7 @@
 """What a conversion is worth: what the model was, what it became, and how much faster it writes the same text."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,21 @@ from unmask.evaluation.held_out import (
     windows_of_texts,
 )
 from unmask.evaluation.ledger import Ledger
-from unmask.evaluation.prompts import first_prompts
+from unmask.evaluation.prompts import first_prompts, kinds
 from unmask.evaluation.provenance import provenance
-from unmask.evaluation.trials import AR, RECORD, PromptRecord, Setting, SettingScores, Which, run_prompt
+from unmask.evaluation.trials import (
+    AR,
+    RECORD,
+    PromptRecord,
+    Setting,
+    SettingScores,
+    Together,
+    Which,
+    run_prompt,
+    run_prompts,
+)
 from unmask.model.checkpoint import NO_ADAPTER, Precision
+from unmask.model.quantize import Quantisation
 from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
@@ -41,8 +52,9 @@ class JudgementConfig:
     """All that decides a judgement; raises UsageError naming what is wrong.
 
     `model` may be the folder of a run. `base`: what it was before, unless its card says so. `against`: an adapter
-    folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind.
-    `text_tokens`: taken from each of `texts`. `thresholds`: of mode diffusion, at the model's own block length.
+    folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind; the first `num_timed` of
+    each run alone, and only the first `num_diffusion` in mode diffusion. `text_tokens`: taken from each of `texts`.
+    `thresholds`: of mode diffusion, at the model's own block length.
     """
 
     model: str
@@ -50,6 +62,8 @@ class JudgementConfig:
     base: str | None = None
     against: str | None = None
     num_prompts: int = 5
+    num_timed: int = 2
+    num_diffusion: int = 10
     max_tokens: int = 48
     block_lengths: tuple[int, ...] = (8, 16)
     thresholds: tuple[float, ...] = (0.9, 0.7, 0.5)
@@ -58,6 +72,7 @@ class JudgementConfig:
     seed: int = 0
     dtype: Precision = "float32"
     device: str = "cpu"
+    quantize: Quantisation | None = None
 
     def __post_init__(self) -> None:
         first_prompts(self.num_prompts)
@@ -70,12 +85,15 @@ class JudgementConfig:
             )
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise UsageError(f"thresholds={self.thresholds} must lie in [0, 1]")
+        for name, least in (("num_timed", 0), ("num_diffusion", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.text_tokens < 32:
             raise UsageError(f"text_tokens={self.text_tokens} must be at least 32")
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every way in which each prompt is decoded."""
+        """Every way in which prompts are decoded."""
         models: tuple[Which, ...] = ("judged",) if self.against is None else ("judged", "against")
         return (
             AR,
@@ -125,12 +143,14 @@ def judge(
     folder: Path,
     observe: Callable[[JudgementEvent], None],
     *,
+    together: Together | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Judgement:
     """Judge a converted model; all records go to `folder`, where a judgement that was cut off goes on.
 
-    Raise UsageError for a model that has no canvas or no next-token law, and for a folder that holds another judgement.
+    `together` decodes the prompts that are not timed side by side; without it each runs alone. Raise UsageError for a
+    model that has no canvas or no next-token law, and for a folder that holds another judgement.
     """
 
     def open_model(source: str, adapter: str | None) -> LanguageModel:
@@ -139,6 +159,7 @@ def judge(
             adapter=adapter,
             dtype=config.dtype,
             device=config.device,
+            quantize=config.quantize,
             offline=offline,
             progress=progress,
         )
@@ -151,12 +172,14 @@ def judge(
     models: dict[Which, LanguageModel] = {"judged": model}
     if config.against is not None:
         models["against"] = open_model(source, config.against)
-    run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe)
+    run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe, together)
     run.claim()
     texts, records = run.texts(), run.prompts()
     judgement = Judgement(
         config,
-        provenance(model.denoiser.transformer.device, model.denoiser.transformer.dtype),
+        provenance(
+            model.denoiser.transformer.device, model.denoiser.transformer.dtype, quantize=model.quantize
+        ),
         run.description,
         texts,
         tuple(SettingScores.of(setting, records) for setting in config.settings),
@@ -174,6 +197,7 @@ class _Run:
     models: Mapping[Which, LanguageModel]
     open_model: Callable[[str, str | None], LanguageModel]
     observe: Callable[[JudgementEvent], None]
+    together: Together | None
 
     @cached_property
     def description(self) -> dict[str, object]:
@@ -226,15 +250,30 @@ class _Run:
         )
 
     def prompts(self) -> list[PromptRecord]:
-        """Decode the prompts in all settings."""
-        prompts = first_prompts(self.config.num_prompts)
+        """Decode the prompts in their settings."""
+        config = self.config
+        num_kinds = len(kinds())
+        asked = [
+            (
+                prompt,
+                config.settings if place < num_kinds * config.num_diffusion else _causal(config.settings),
+            )
+            for place, prompt in enumerate(first_prompts(config.num_prompts))
+        ]
         ledger = Ledger(self.folder.path / PROMPTS_FILE)
-        for done in range(len(ledger.records), len(prompts)):
-            self.observe(JudgementEvent("prompts", done, len(prompts)))
-            record = run_prompt(prompts[done], self.config.settings, self.models, self.config.max_tokens)
-            ledger.add(RECORD.dump_python(record, mode="json"))
-        self.observe(JudgementEvent("prompts", len(prompts), len(prompts)))
-        return [RECORD.validate_python(record) for record in ledger.records[: len(prompts)]]
+        while (done := len(ledger.records)) < len(asked):
+            self.observe(JudgementEvent("prompts", done, len(asked)))
+            if self.together is None or done < num_kinds * config.num_timed:
+                prompt, settings = asked[done]
+                records = [run_prompt(prompt, settings, self.models, config.max_tokens)]
+            else:
+                # One of each kind: enough to fill a forward, and not much is lost when it is cut off.
+                some = asked[done : done + num_kinds]
+                records = run_prompts(some, self.models, config.max_tokens, self.together)
+            for record in records:
+                ledger.add(RECORD.dump_python(record, mode="json"))
+        self.observe(JudgementEvent("prompts", len(asked), len(asked)))
+        return [RECORD.validate_python(record) for record in ledger.records[: len(asked)]]
 
     def _windows(self) -> list[Window]:
         tokenizer = self.models["judged"].tokenizer
@@ -256,6 +295,11 @@ class _Run:
         if base is None and checkpoint.adapter is not None:
             base = self.config.model
         return None if base is None else self.open_model(base, NO_ADAPTER)
+
+
+def _causal(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Leave out the settings of mode diffusion."""
+    return tuple(setting for setting in settings if setting.mode != "diffusion")
 
 
 def _model_in(source: str) -> str:

@@ -11,14 +11,16 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Mode, Options
 from unmask.errors import UsageError
 from unmask.evaluation.autoregressive import Autoregressive
-from unmask.evaluation.canvas_likelihood import Bound, Duel
+from unmask.evaluation.canvas_likelihood import Bound, Duel, Flow
 from unmask.evaluation.continuations import Continuation, LikelihoodKind
 from unmask.evaluation.infilling import fill
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
 from unmask.registry import Registry
 
 LIKELIHOODS: Registry[type[LikelihoodKind]] = Registry(
-    "likelihood", group="unmask.likelihoods", items={"ar": Autoregressive, "bound": Bound, "duel": Duel}
+    "likelihood",
+    group="unmask.likelihoods",
+    items={"ar": Autoregressive, "bound": Bound, "duel": Duel, "flow": Flow},
 )
 
 _OF_A_REQUEST = ("max_tokens", "stop")

@@ -1,6 +1,9 @@
 """Where a number comes from: the code, the libraries and the machine that made it."""
 
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +12,10 @@ from unmask import __version__
 from unmask.runtime import processor_name
 
 
-def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Return the versions and the machine; `commit` is None where the package does not run from its repository."""
+def provenance(device: torch.device, dtype: torch.dtype, *, quantize: str | None = None) -> dict[str, object]:
+    """Return the command, the versions and the machine; `commit` is None outside the package's repository."""
     return {
+        "command": _command(sys.argv),
         "commit": _commit(),
         "unmask": __version__,
         "torch": torch.__version__,
@@ -19,7 +23,15 @@ def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         "processor": _device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
+        "quantize": quantize,
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return a command line as one would type it: ``unmask ...``, or ``python benchmarks/....py ...``."""
+    program = Path(arguments[0])
+    words = ["python", "/".join(program.parts[-2:])] if program.suffix == ".py" else [program.name]
+    return shlex.join([*(["unmask"] if program.name == "__main__.py" else words), *arguments[1:]])
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,13 +1,15 @@
 """Decoding the same prompts in several ways, and what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import TypeAdapter
 
+from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import Mode
+from unmask.decoding.options import Mode, Options
+from unmask.decoding.rules import RULES
 from unmask.evaluation.acceptance import Acceptance, Cycle, cycles_of, measure_acceptance
 from unmask.evaluation.agreement import Agreement, measure_agreement
 from unmask.evaluation.average import Average, average
@@ -42,17 +44,20 @@ AR = Setting("ar")
 
 @dataclass(frozen=True)
 class Trial:
-    """What one prompt gave in one setting; `seconds` are those of decoding, without the prefill."""
+    """What one prompt gave in one setting.
+
+    `seconds`: of decoding, without the prefill; None where others ran beside it.
+    """
 
     token_ids: tuple[int, ...]
     num_decode_forwards: int
-    seconds: float
+    seconds: float | None
     cycles: tuple[Cycle, ...] = ()
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt in all settings, by the settings' names."""
+    """One prompt in its settings, by their names."""
 
     number: int
     kind: str
@@ -63,6 +68,10 @@ RECORD = TypeAdapter(PromptRecord)
 """Reads a record from what JSON makes of it, and writes it."""
 
 
+Together = Callable[[LanguageModel, Sequence[tuple[Sequence[int], Options]]], Sequence[Generation]]
+"""Decodes prompts with their options side by side; each is to give what it would give alone."""
+
+
 def run_prompt(
     prompt: Prompt,
     settings: Sequence[Setting],
@@ -70,18 +79,57 @@ def run_prompt(
     max_tokens: int,
 ) -> PromptRecord:
     """Decode a prompt in all settings, one after the other: so speeds compare though a machine's own varies."""
-    trials = {setting.name: _run(prompt, setting, models[setting.model], max_tokens) for setting in settings}
+    trials = {}
+    for setting in settings:
+        model = models[setting.model]
+        *_, generation = model.stream(prompt.text, _options(setting, max_tokens))
+        assert isinstance(generation, Generation)  # stream's promise
+        trials[setting.name] = _trial(generation, setting, model, max_tokens, alone=True)
     return PromptRecord(prompt.number, prompt.kind, trials)
 
 
-def _run(prompt: Prompt, setting: Setting, model: LanguageModel, max_tokens: int) -> Trial:
-    generation = model.generate(
-        prompt.text,
+def run_prompts(
+    prompts: Sequence[tuple[Prompt, Sequence[Setting]]],
+    models: Mapping[Which, LanguageModel],
+    max_tokens: int,
+    together: Together,
+) -> list[PromptRecord]:
+    """Decode prompts, each in its settings, all that one model does side by side: the same but for the seconds."""
+    trials: list[dict[str, Trial]] = [{} for _ in prompts]
+    for which, model in models.items():
+        asked = [
+            (number, prompt, setting)
+            for number, (prompt, settings) in enumerate(prompts)
+            for setting in settings
+            if setting.model == which
+        ]
+        generations = together(
+            model,
+            [
+                (model.encode(prompt.text), model.resolve(_options(setting, max_tokens)))
+                for _, prompt, setting in asked
+            ],
+        )
+        for (number, _, setting), generation in zip(asked, generations, strict=True):
+            trials[number][setting.name] = _trial(generation, setting, model, max_tokens, alone=False)
+    return [
+        PromptRecord(prompt.number, prompt.kind, {setting.name: found[setting.name] for setting in settings})
+        for (prompt, settings), found in zip(prompts, trials, strict=True)
+    ]
+
+
+def _options(setting: Setting, max_tokens: int) -> Options:
+    return Options(
         mode=setting.mode,
         max_tokens=max_tokens,
         block_length=setting.block_length,
-        rule=None if setting.threshold is None else f"threshold:{setting.threshold}",
+        rule=None if setting.threshold is None else RULES.parse(f"threshold:{setting.threshold}"),
     )
+
+
+def _trial(
+    generation: Generation, setting: Setting, model: LanguageModel, max_tokens: int, *, alone: bool
+) -> Trial:
     cycles: tuple[Cycle, ...] = ()
     if setting.mode == "speculative":
         assert setting.block_length is not None
@@ -91,7 +139,7 @@ def _run(prompt: Prompt, setting: Setting, model: LanguageModel, max_tokens: int
     return Trial(
         generation.token_ids,
         generation.num_decode_forwards,
-        round(generation.seconds["decode"], 6),
+        round(generation.seconds["decode"], 6) if alone else None,
         cycles,
     )
 
@@ -101,7 +149,8 @@ class Scores:
     """What a setting gave on some prompts, which are the samples of all averages.
 
     `tokens_per_forward` counts every decode forward; it is None where no prompt took one. `num_equal_to_ar`: texts that
-    are those of mode ar, token for token. `speed_over_ar`: tokens per second over those of mode ar.
+    are those of mode ar, token for token. `speed_over_ar`: tokens per second over those of mode ar; both are of the
+    `num_timed` prompts that ran alone.
     """
 
     num_prompts: int
@@ -110,6 +159,7 @@ class Scores:
     tokens_per_forward: Average | None
     tokens_per_s: float | None
     speed_over_ar: float | None
+    num_timed: int
     num_equal_to_ar: int
     acceptance: Acceptance | None
     agreement: Agreement | None
@@ -136,6 +186,7 @@ class Scores:
             tokens_per_forward=average(counts, forwards),
             tokens_per_s=speed,
             speed_over_ar=None if speed is None or ar_speed is None else speed / ar_speed,
+            num_timed=sum(trial.seconds is not None for trial in trials),
             num_equal_to_ar=sum(one == other for one, other in zip(texts, ar_texts, strict=True)),
             acceptance=acceptance,
             agreement=agreement,
@@ -143,9 +194,10 @@ class Scores:
 
 
 def _speed(trials: Sequence[Trial]) -> float | None:
-    """Return tokens per second of decoding; the first token of each is the prefill's."""
-    seconds = sum(trial.seconds for trial in trials)
-    return sum(len(trial.token_ids) - 1 for trial in trials) / seconds if seconds else None
+    """Return tokens per second of decoding, of what ran alone; the first token of each is the prefill's."""
+    timed = [(trial, trial.seconds) for trial in trials if trial.seconds is not None]
+    seconds = sum(seconds for _, seconds in timed)
+    return sum(len(trial.token_ids) - 1 for trial, _ in timed) / seconds if seconds else None
 
 
 @dataclass(frozen=True)
@@ -159,7 +211,8 @@ class SettingScores:
 
     @classmethod
     def of(cls, setting: Setting, records: Sequence[PromptRecord]) -> "SettingScores":
-        """Sum up the trials of one setting."""
+        """Sum up the trials of one setting, in which not every prompt need have run."""
+        records = [record for record in records if setting.name in record.trials]
         names = dict.fromkeys(record.kind for record in records)
         unequal = [
             record.number

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unmask.decoding.admission import default_sampler
 from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Mode, Options
 from unmask.decoding.rules import RULES
 from unmask.decoding.samplers import parse_sampler
+from unmask.model.denoiser import Denoiser
 
 SERIAL_RULE = "top-k:1"
 """One token per forward, the most confident one: what mode diffusion writes when it takes its time."""
@@ -54,6 +56,11 @@ class Way:
             temperature=self.temperature,
             seed=seed,
         )
+
+
+def takes_rules(denoiser: Denoiser) -> bool:
+    """Tell whether rules decode a model: its tokens are open until they are decided."""
+    return denoiser.mask_token_id is not None and default_sampler(denoiser) is None
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def evaluate(
     runs_programs = any(task.runs_programs for task in tasks.values())
     report = EvaluationReport(
         settings,
-        provenance(transformer.device, transformer.dtype),
+        provenance(transformer.device, transformer.dtype, quantize=model.quantize),
         tuple(reports),
         confinement_layers() if runs_programs else (),
     )

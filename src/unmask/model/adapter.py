@@ -148,8 +148,8 @@ class LowRank(nn.Module):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``y + scale * up(down(x))``: x (n, in), y (n, out) -> (n, out)."""
-        inner = F.linear(x, self.down.to(x.dtype)) * self.scale
-        return torch.addmm(y, inner, self.up.to(x.dtype).t())
+        inner = F.linear(x, self.down.to(x.dtype))
+        return torch.addmm(y, inner, self.up.to(x.dtype).t(), alpha=self.scale)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 from unmask.layout import Island, Layout
 from unmask.model.cache import Cache
 
+_MOST_SINGLE = 64  # tokens of a prompt beyond which queries run together whatever is asked
+
 
 @dataclass(frozen=True)
 class _Store:
@@ -32,6 +34,7 @@ class _Group:
     mask: Tensor | None
     causal: bool
     stores: tuple[_Store, ...]
+    num_root: int  # tokens of the first segment, where it is causal and continues a cache row
 
     @property
     def size(self) -> int:
@@ -43,10 +46,16 @@ class _Group:
 
 
 class AttentionPlan:
-    """What every layer of one forward does alike: the groups, their masks and their places in the cache."""
+    """What every layer of one forward does alike: the groups, their masks and their places in the cache.
 
-    def __init__(self, layout: Layout, cache: Cache | None, device: torch.device) -> None:
-        self.cache = cache
+    `single_queries`: decided tokens attend one by one, so that what comes out, bit for bit, does not depend on how many
+    of them run together.
+    """
+
+    def __init__(
+        self, layout: Layout, cache: Cache | None, device: torch.device, *, single_queries: bool = False
+    ) -> None:
+        self.cache, self.single_queries = cache, single_queries
         self.groups = [_group(layout, islands, device) for islands in _alike(layout)]
         for group in self.groups:
             if group.rows is not None:
@@ -70,26 +79,18 @@ class AttentionPlan:
             elif group.num_cached:
                 cached_k, cached_v = self.cache.read(layer, group.rows, group.num_cached)
                 k, v = torch.cat([cached_k, k], dim=2), torch.cat([cached_v, v], dim=2)
+        num_single = group.num_root if self.single_queries and group.num_root <= _MOST_SINGLE else 0
         if group.size == 1:
-            # A single query: its head group takes the place of the query axis, so that keys are read once per group.
-            output = F.scaled_dot_product_attention(q.reshape(len(q), k.shape[1], -1, q.shape[3]), k, v)
-            return output.flatten(1, 2)
-        grouped = q.shape[1] != k.shape[1]
-        if q.requires_grad and q.device.type == "cpu":
-            # The CPU kernel's backward pass is three times slower in bfloat16 than in float32, and loses precision.
-            with torch.autocast("cpu", enabled=False):
-                output = F.scaled_dot_product_attention(
-                    q.float(),
-                    k.float(),
-                    v.float(),
-                    attn_mask=group.mask,
-                    is_causal=group.causal,
-                    enable_gqa=grouped,
-                ).to(v.dtype)
-        else:
-            output = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=group.mask, is_causal=group.causal, enable_gqa=grouped
-            )
+            num_single = 1
+        outputs = [
+            _attend_one(q[:, :, place], k[:, :, :end], v[:, :, :end])
+            for place in range(num_single)
+            for end in [group.num_cached + place + 1]
+        ]
+        if num_single < group.size:
+            mask = None if group.mask is None else group.mask[num_single:]
+            outputs.append(_attend(q[:, :, num_single:], k, v, mask, causal=group.causal and not num_single))
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return output.transpose(1, 2).flatten(0, 1)
 
     def finish(self) -> None:
@@ -99,6 +100,27 @@ class AttentionPlan:
                 for store in group.stores:
                     for row in range(group.rows.start, group.rows.stop):
                         self.cache.lengths[row] = store.start + store.length
+
+
+def _attend_one(query: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what a single query (R, H, K) sees of all keys: (R, H, 1, K).
+
+    Its head group takes the place of the query axis, so that keys are read once per group.
+    """
+    grouped = query.view(len(query), k.shape[1], -1, query.shape[2])
+    return F.scaled_dot_product_attention(grouped, k, v).flatten(1, 2)[:, :, None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Return what queries (R, H, n, K) see: (R, H, n, K)."""
+    grouped = q.shape[1] != k.shape[1]
+    if q.requires_grad and q.device.type == "cpu":
+        # The CPU kernel's backward pass is three times slower in bfloat16 than in float32, and loses precision.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, enable_gqa=grouped
+            ).to(v.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def _split(packed: Tensor, count: int) -> Tensor:
@@ -133,7 +155,11 @@ def _group(layout: Layout, islands: list[Island], device: torch.device) -> _Grou
         if layout.segments[index].store
     )
     rows = None if first.row is None else slice(first.row, first.row + len(islands))
-    return _Group(first.begin, islands[-1].end, len(islands), first.num_cached, rows, mask, causal, stores)
+    root = layout.segments[first.segments.start]
+    num_root = root.length if root.causal and rows is not None else 0
+    return _Group(
+        first.begin, islands[-1].end, len(islands), first.num_cached, rows, mask, causal, stores, num_root
+    )
 
 
 def _check(group: _Group, cache: Cache | None) -> None:

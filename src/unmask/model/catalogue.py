@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +68,24 @@ class LocalSource:
         return self.path
 
 
-Source = Annotated[PackageSource | HubSource | LocalSource, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class ShippedSource:
+    """A folder in the hub's layout that comes with this package."""
+
+    kind: Literal["shipped"]
+    name: str
+
+    __pydantic_config__ = _NO_EXTRAS
+
+    @property
+    def path(self) -> Path:
+        return shipped_folder() / self.name
+
+    def __str__(self) -> str:
+        return f"this package, {self.name}"
+
+
+Source = Annotated[PackageSource | HubSource | LocalSource | ShippedSource, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,16 @@ class ModelCard:
         pinned = (self.source,) if self.source else self.sources
         return next((source.sha256 for source in pinned if isinstance(source, PackageSource)), None)
 
+    @property
+    def modes(self) -> tuple[Literal["ar", "diffusion", "speculative"], ...]:
+        """How the model can write, its own way first."""
+        denoises = self.mask_token_id is not None or self.process != "masked"
+        if not self.predicts_next:
+            return ("diffusion",) if denoises else ()
+        if not denoises:
+            return ("ar",)
+        return ("ar", "diffusion") if self.mask_token_id is None else ("ar", "diffusion", "speculative")
+
     def to_json(self) -> str:
         """Return the card as `CARD_FILE` holds it."""
         fields = {"format": _CARD_FORMAT, **_CARD.dump_python(self, mode="json", exclude_defaults=True)}
@@ -142,9 +169,27 @@ _CARD = TypeAdapter(ModelCard)
 
 @cache
 def catalogue() -> tuple[ModelCard, ...]:
-    """Return the cards of every model that has a short name, in the order of the catalogue."""
+    """Return the cards of every model that has a short name: those of the catalogue in its order, then those shipped.
+
+    A model that comes with the package needs no entry: its folder has its card.
+    """
     text = (files("unmask.model") / "catalogue.toml").read_text(encoding="utf-8")
-    return tuple(_CARD.validate_python(entry) for entry in tomllib.loads(text)["model"])
+    listed = (_CARD.validate_python(entry) for entry in tomllib.loads(text)["model"])
+    folders = sorted(shipped_folder().glob(f"*/{CARD_FILE}"))
+    shipped = ((ModelCard.from_folder(path.parent), path.parent.name) for path in folders)
+    return (
+        *listed,
+        *(
+            replace(card, name=name, sources=(ShippedSource("shipped", name),))
+            for card, name in shipped
+            if card
+        ),
+    )
+
+
+def shipped_folder() -> Path:
+    """Return where the models lie that come with this package, each in a folder of its own."""
+    return Path(str(files("unmask.model") / "checkpoints"))
 
 
 def find_card(name: str) -> ModelCard | None:

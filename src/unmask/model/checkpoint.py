@@ -20,6 +20,7 @@ from unmask.model.catalogue import (
     LocalSource,
     ModelCard,
     PackageSource,
+    ShippedSource,
     Source,
     catalogue,
     find_card,
@@ -186,6 +187,8 @@ class Finder:
             return self._dequantise(path, folder)
         if isinstance(source, HubSource):
             return fetch_hub(source, self.cache, offline=offline, progress=self.progress)
+        if isinstance(source, ShippedSource):
+            return source.path
         return self._local(Path(source.path))
 
     def _local(self, path: Path) -> Path:

@@ -25,8 +25,10 @@ _SPREAD = 0.02
 class TokenVectors(nn.Module):
     """The vectors (K, E) that K tokens become, their schedule of noise, and the map of noisy ones to width D.
 
-    Vectors have unit length whatever `table` holds, for nothing else keeps them from growing out of the noise. Given
-    tokens are told from noisy ones by a flag. All of it stays float32.
+    Vectors have unit length whatever `table` holds, for nothing else keeps them from growing out of the noise. Beside
+    the map of a vector the backbone gets the embedding that the vector alone lets expect, which for a token that is
+    given is its own: it need not learn again what a vector means. Given tokens are told from noisy ones by a flag too.
+    All of it stays float32.
     """
 
     def __init__(self, num_tokens: int, size: int, hidden_size: int, schedule: GaussianSchedule) -> None:
@@ -45,11 +47,11 @@ class TokenVectors(nn.Module):
         schedule: GaussianSchedule,
         generator: torch.Generator,
     ) -> "TokenVectors":
-        """Return vectors of random directions, and a map that keeps the length of noisy ones, about one a number."""
+        """Return vectors of random directions, and a map that is at first not much stronger than embeddings are."""
         vectors = cls(num_tokens, size, hidden_size, schedule)
         with torch.no_grad():
             vectors.table.normal_(generator=generator)
-            vectors.up.weight.normal_(0.0, 1 / math.sqrt(size), generator=generator)
+            vectors.up.weight.normal_(0.0, 10 * _SPREAD / math.sqrt(size), generator=generator)
             vectors.up.bias.zero_()
             vectors.flag.weight.normal_(0.0, _SPREAD, generator=generator)
         return vectors
@@ -58,10 +60,22 @@ class TokenVectors(nn.Module):
         """Return the noise on the vectors as they are now; differentiable in the table and the schedule."""
         return Gaussian(F.normalize(self.table, dim=-1), self.schedule)
 
-    def forward(self, noisy: Tensor, gamma: Tensor) -> Tensor:
-        """(..., E) noisy vectors at gammas (...) -> (..., D); at the schedule's lowest gamma a vector is given."""
+    def alone(self, noisy: Tensor, gamma: Tensor) -> Tensor:
+        """Return what each noisy vector (..., E) says of its token by itself: (..., K) probabilities.
+
+        In training no gradient goes this way, which would cost as much as a layer.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+            return self.process().evidence(noisy, gamma).softmax(-1)
+
+    def forward(self, noisy: Tensor, gamma: Tensor, embeddings: Tensor) -> Tensor:
+        """(..., E) noisy vectors at gammas (...), and the backbone's (at least K, D) embeddings -> (..., D).
+
+        At the schedule's lowest gamma a vector is given.
+        """
         low, _ = self.schedule.ends()
-        return self.up(noisy) + self.flag((gamma > low).long())  # type: ignore[no-any-return]
+        expected = self.alone(noisy, gamma).to(embeddings.dtype) @ embeddings[: len(self.table)]
+        return self.up(noisy) + self.flag((gamma > low).long()) + expected  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         """Write the weights to `folder`; raise OSError when it cannot be written."""

@@ -127,7 +127,7 @@ class Denoiser:
     def continuous(self, noisy: Tensor, gamma: Tensor, belief: Tensor | None, layout: Layout) -> Tensor:
         """Run packed noisy vectors (N, E) at gammas (N,), with the last belief (N, K): (N, K) logits."""
         assert self.vectors is not None  # a continuous model
-        inputs = self.vectors(noisy, gamma).to(self.transformer.dtype)
+        inputs = self.vectors(noisy, gamma, self.transformer.embed.weight).to(self.transformer.dtype)
         if self.conditioning is not None:
             time = (gamma / 4).sigmoid()
             inputs = self.conditioning(inputs, time, belief, self.transformer.embed.weight)

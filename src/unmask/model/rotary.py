@@ -9,16 +9,17 @@ from unmask.config import RopeConfig
 
 
 class Rotary:
-    """Cosines and sines of a forward's positions; `apply` turns queries or keys by them.
+    """Cosines and sines of a forward's positions; `apply` turns queries and keys by them.
 
     Pairs are (i, i + K/2), the convention of the hub's Llama checkpoints.
     """
 
     def __init__(self, config: RopeConfig, head_size: int, positions: Tensor) -> None:
-        angles = positions.float()[:, None] * inverse_frequencies(config, head_size, positions.device)
-        angles = torch.cat([angles, angles], dim=-1)[:, None]
+        frequencies = inverse_frequencies(config, head_size, positions.device)
+        angles = positions.float()[:, None, None] * frequencies  # (N, 1, K/2)
         factor = attention_factor(config)
-        self.cos, self.sin = angles.cos() * factor, angles.sin() * factor  # (N, 1, K)
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # (N, 1, K)
         self.query_scale: Tensor | None = None
         if config.query_scale_beta:
             period = torch.floor(positions.float() / config.original_max_positions)
@@ -28,12 +29,11 @@ class Rotary:
         """Turn (N, H, K) by each token's position, computing in float32."""
         wide = heads.float()
         first, second = wide.chunk(2, dim=-1)
-        return (wide * self.cos + torch.cat([-second, first], dim=-1) * self.sin).to(heads.dtype)
+        return (wide * self.cos + torch.cat([second, first], dim=-1) * self.sin).to(heads.dtype)
 
-    def apply_to_queries(self, heads: Tensor) -> Tensor:
-        """Turn (N, H, K) queries, and scale them by position where the model does (Llama 4, Ministral 3)."""
-        turned = self.apply(heads)
-        return turned if self.query_scale is None else turned * self.query_scale.to(turned.dtype)
+    def scale_queries(self, queries: Tensor) -> Tensor:
+        """Scale turned (N, H, K) queries by position where the model does (Llama 4, Ministral 3)."""
+        return queries if self.query_scale is None else queries * self.query_scale.to(queries.dtype)
 
 
 def inverse_frequencies(config: RopeConfig, head_size: int, device: torch.device) -> Tensor:

@@ -3,12 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unmask.config import TransformerConfig
 from unmask.layout import Layout
 from unmask.model.adapter import Adapter, LayerDelta
 from unmask.model.attention import AttentionPlan
 from unmask.model.cache import Cache
+from unmask.model.plan import Plan
 from unmask.model.rotary import Rotary
 
 
@@ -21,9 +23,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale (..., D) to unit root mean square, computed in float32, and then by (D,) weights."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -39,7 +46,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, plan: Plan, delta: LayerDelta | None) -> Tensor:
         """(N, D) -> (N, D)."""
         queries, keys, values = (
             _project(linear, x, delta, name).view(len(x), -1, self.head_size)
@@ -47,7 +54,7 @@ class Attention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotary.apply_to_queries(queries), rotary.apply(keys)
+        queries, keys = rotary.scale_queries(rotary.apply(queries)), rotary.apply(keys)
         attended = plan.attend(self.layer, queries, keys, values)
         return _project(self.o, attended.flatten(1), delta, "o")
 
@@ -77,7 +84,7 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, plan: Plan, delta: LayerDelta | None) -> Tensor:
         """(N, D) -> (N, D)."""
         x = x + self.attention(self.attention_norm(x), rotary, plan, delta)
         y: Tensor = self.mlp(self.mlp_norm(x), delta)
@@ -85,7 +92,16 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The backbone: it knows layouts and caches, and nothing of noise, masks, sampling or pages."""
+    """The backbone: it knows layouts and caches, and nothing of noise, masks, sampling or pages.
+
+    In training `recomputes` keeps only the layers' inputs for the way back, and runs each layer once more there, and
+    `uses_flex` takes one FlexAttention kernel for forwards without a cache, on CUDA.
+    `exact_rows`: whether a decided token's state, bit for bit, does not depend on the tokens that run beside it.
+    """
+
+    exact_rows = False
+    recomputes = False
+    uses_flex = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -128,12 +144,21 @@ class Transformer(nn.Module):
         rotary = Rotary(
             self.config.rope, self.config.head_size, torch.from_numpy(layout.positions).to(self.device)
         )
-        plan = AttentionPlan(layout, cache, self.device)
+        plan = self._plan(layout, cache)
         deltas = None if adapter is None else adapter.deltas(layout)
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotary, plan, None if deltas is None else deltas[index])
+            arguments = (x, rotary, plan, None if deltas is None else deltas[index])
+            x = checkpoint(layer, *arguments, use_reentrant=False) if recomputes else layer(*arguments)
         plan.finish()
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _plan(self, layout: Layout, cache: Cache | None) -> Plan:
+        if self.uses_flex and cache is None:
+            from unmask.model.flex import FlexPlan
+
+            return FlexPlan(layout, self.device)
+        return AttentionPlan(layout, cache, self.device, single_queries=self.exact_rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states -> (M, V) logits in float32."""

@@ -43,13 +43,22 @@ class Frame(BaseModel):
     drafts: list[str]
 
 
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens under the model's own law; `text_offset`: in characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class CompletionChoice(BaseModel):
     """One answer, or a piece of one."""
 
     index: int
     text: str
     finish_reason: FinishReason | None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     unmask: Account | Frame | None = None
 
 
@@ -65,12 +74,49 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
+class TopLogprob(BaseModel):
+    """A token's log-probability; `bytes` are null where the token is a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A written token's log-probability, and those of the likeliest tokens in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens under the model's own law."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class WrittenFunction(BaseModel):
+    """A called function and its arguments, as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class WrittenCall(BaseModel):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: WrittenFunction
+
+
 class AssistantMessage(BaseModel):
-    """An answer."""
+    """An answer: text, or a call."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    tool_calls: list[WrittenCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -79,7 +125,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     unmask: Account
 
 
@@ -95,11 +141,28 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    """What a chunk adds to a call: the function's name, once, and some of its arguments."""
+
+    name: str | None
+    arguments: str
+
+
+class CallDelta(BaseModel):
+    """What a chunk adds to the calls of a message; an answer has one at most, number 0."""
+
+    index: Literal[0] = 0
+    id: str | None
+    type: Literal["function"] = "function"
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What a chunk adds to a message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -108,7 +171,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     unmask: Account | Frame | None = None
 
 

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from unmask import __version__
@@ -17,6 +18,7 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.engine.engine import Engine
 from unmask.errors import UsageError
 from unmask.evaluation.fingerprint import fingerprint
+from unmask.serving.backend import Backend
 from unmask.serving.desk import Desk
 from unmask.serving.envelope import Envelope, error_response
 from unmask.serving.errors import ClientGoneError, ServingError
@@ -29,31 +31,47 @@ from unmask.serving.settings import Settings
 from unmask.serving.translate import Translator
 
 PLAYGROUND = Path(__file__).with_name("playground")
-"""A page and what it needs, mounted at the root where it is there."""
+"""The page at the root, and in its folder `assets` what it needs."""
+
+OPEN_PATHS = ("/health", "/ready", "/openapi.json")
+"""What needs no key, beside that page."""
 
 _CLIENT_GONE = 499  # what nginx logs; nobody reads the response
 
 
 def create_app(model: LanguageModel, engine: Engine, settings: Settings) -> FastAPI:
     """Return the application; the engine is its own from then on, and runs while the application does."""
-    metrics = Metrics()
+    metrics, pool = Metrics(), engine.scheduler.pool
     service = Service(engine, metrics, max_queue=settings.max_queue)
-    pool, config = engine.scheduler.pool, model.denoiser.transformer.config
-    capacity = min(config.max_positions, pool.num_pages * pool.page_size)
+    return app_over(service, model, settings, metrics, capacity=pool.num_pages * pool.page_size)
+
+
+def app_over(
+    service: Backend, model: LanguageModel, settings: Settings, metrics: Metrics, *, capacity: int
+) -> FastAPI:
+    """Return the application over a backend that holds texts of `capacity` tokens, which runs while it does."""
+    capacity = min(model.denoiser.transformer.config.max_positions, capacity)
     translator = Translator(model, settings, capacity=capacity)
     app = FastAPI(title="unmask", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.desk = Desk(model, settings, service, metrics, translator, fingerprint(model))
-    app.include_router(API)
+    # For the interface's description; the envelope checks keys before a body is read.
+    bearer = Depends(HTTPBearer(auto_error=False, description="One of the server's API keys."))
+    app.include_router(API, dependencies=[bearer] if settings.api_keys else [])
     app.include_router(PROBES)
-    if PLAYGROUND.is_dir():
-        app.mount("/", StaticFiles(directory=PLAYGROUND, html=True))
+    app.add_route("/", _page)
+    app.mount("/assets", StaticFiles(directory=PLAYGROUND / "assets"))
+    assets = [f"/{file.relative_to(PLAYGROUND)}" for file in PLAYGROUND.glob("assets/*")]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UsageError, _usage_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
     app.add_exception_handler(Exception, _failure)
     app.add_middleware(
-        Envelope, keys=Keys(settings.api_keys), metrics=metrics, max_body_bytes=settings.max_body_bytes
+        Envelope,
+        keys=Keys(settings.api_keys),
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        open_paths=("/", *OPEN_PATHS, *assets),
     )
     if settings.origins:
         app.add_middleware(
@@ -67,12 +85,16 @@ def create_app(model: LanguageModel, engine: Engine, settings: Settings) -> Fast
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.desk.service
+    service: Backend = app.state.desk.service
     service.start()
     try:
         yield
     finally:
         await service.stop()
+
+
+async def _page(request: Request) -> Response:
+    return FileResponse(PLAYGROUND / "index.html", headers={"Cache-Control": "no-cache"})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""All that a route needs: the model, what translates for it, and the service that runs it."""
+"""All that a route needs: the model, what translates for it, and the backend that runs it."""
 
 import time
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import MODES, Options
 from unmask.engine.engine import Finished
 from unmask.errors import UsageError
+from unmask.serving.backend import Backend
 from unmask.serving.disconnect import unless_gone
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
 from unmask.serving.protocol import Generating
 from unmask.serving.record import record_of, within
-from unmask.serving.service import Service
 from unmask.serving.settings import Settings
 from unmask.serving.stream import Chunks, EventStream
 from unmask.serving.ticket import Ticket
 from unmask.serving.translate import Plan, Translator
-from unmask.serving.wording import Wording
+from unmask.serving.wording import Head, Wording
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Desk:
 
     model: LanguageModel
     settings: Settings
-    service: Service
+    service: Backend
     metrics: Metrics
     translator: Translator
     fingerprint: str
@@ -47,6 +47,11 @@ class Desk:
                 param="model",
                 code="model_not_found",
             )
+
+    def head(self, request: Request) -> Head:
+        """Return what the answer to a request begins with."""
+        record = record_of(request.scope)
+        return Head(record.id, self.settings.name, self.fingerprint, self.model.tokenizer)
 
     def modes(self) -> list[str]:
         """Return the modes that the model and the engine have."""
@@ -71,7 +76,7 @@ class Desk:
         }
         if body.user is not None:
             record.about["user"] = body.user
-        ticket = await self.service.submit(plan.orders)
+        ticket = await self.service.submit(plan.orders, is_watched=bool(body.stream))
         timeout_s = self.settings.timeout_s
         if body.stream:
             has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)

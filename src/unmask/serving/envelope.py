@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -14,18 +15,27 @@ from unmask.serving.metrics import Metrics
 from unmask.serving.record import Record, internal_error, outcome_of
 
 REQUEST_ID = "x-request-id"
-UNGUARDED = re.compile(r"/(health|ready|openapi\.json)?|/assets/.*")
-"""Paths that are open without a key: probes, the interface's description, the page at the root."""
-
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 
 
 class Envelope:
-    """The outermost layer of the application, in plain ASGI so that streams pass through untouched."""
+    """The outermost layer of the application, in plain ASGI so that streams pass through untouched.
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics, max_body_bytes: int) -> None:
+    `open_paths`: those that need no key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        max_body_bytes: int,
+        open_paths: Collection[str],
+    ) -> None:
         self._app, self._keys, self._metrics, self._max_body = app, keys, metrics, max_body_bytes
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,7 +69,7 @@ class Envelope:
             _LOG.info("request", extra={"fields": record.fields()})
 
     async def _guarded(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if UNGUARDED.fullmatch(scope["path"]) is None:
+        if scope["path"] not in self._open_paths:
             self._keys.check(headers.get("authorization"))
         length = headers.get("content-length", "0")
         if not length.isdigit():

@@ -70,8 +70,8 @@ class ServingError(HTTPException):
 
     @classmethod
     def of_validation(cls, errors: Sequence[Mapping[str, Any]]) -> "ServingError":
-        """Return the first of pydantic's complaints, with the field it is about."""
-        first = errors[0]
+        """Return one of pydantic's complaints, with the field it is about: of a union's the one that came furthest."""
+        first = max(errors, key=lambda error: len(error["loc"]))
         place = [str(part) for part in first["loc"] if part != "body" and not _is_type(part)]
         param = ".".join(place) or None
         match first["type"]:

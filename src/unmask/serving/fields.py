@@ -20,10 +20,14 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Only:
-    """Marks a field that some modes cannot honour; what asks for nothing (null, 0, empty) passes in every mode."""
+    """Marks a field that some modes cannot honour; what asks for nothing (null, false, "") passes in every mode."""
 
     modes: tuple[ServingMode, ...]
     because: str
+
+    def refuses(self, value: object, mode: ServingMode) -> bool:
+        """Say whether a mode cannot honour a value."""
+        return mode not in self.modes and value is not None and value is not False and value != ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def refuse_by_mode(request: BaseModel, mode: ServingMode) -> None:
     for name, info in type(request).model_fields.items():
         value = getattr(request, name)
         for mark in marks(info):
-            if isinstance(mark, Only) and value and mode not in mark.modes:
+            if isinstance(mark, Only) and mark.refuses(value, mode):
                 raise ServingError(
                     400,
                     f"{name} is not supported in mode {mode!r}: {mark.because}; "

@@ -5,33 +5,21 @@ Every field is honoured or refused, see `fields`; a field that is not here is re
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from unmask.serving.body import Body, Text, TokenId, TokenName, Word
 from unmask.serving.fields import Only, Refused, ServingMode
+from unmask.serving.formats import ResponseFormat
+from unmask.serving.messages import ChatMessage, ChosenFunction, Function, Tool
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 
-
-class Body(BaseModel):
-    """A JSON object with known fields only, without conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("a surrogate without its other half has no UTF-8 form") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-"""A string that is text: JSON can spell some that are not."""
-Word = Annotated[Text, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 DIFFUSION_ONLY: tuple[ServingMode, ...] = ("diffusion",)
+CAUSAL: tuple[ServingMode, ...] = ("ar", "speculative", "auto")
+NO_NEXT_TOKEN = "a canvas gives no law of a next token"
 WITH_CANVAS: tuple[ServingMode, ...] = ("diffusion", "speculative", "auto")
 
 
@@ -57,10 +45,18 @@ class Generating(Body):
     )
     stream: bool | None = Field(None, description="Server-sent events: text as soon as it is decided.")
     stream_options: StreamOptions | None = None
-    frequency_penalty: Annotated[Any, Refused("it is not built yet", (0,))] = None
-    presence_penalty: Annotated[Any, Refused("it is not built yet", (0,))] = None
-    logit_bias: Annotated[Any, Refused("it is not built yet")] = None
-    response_format: Annotated[Any, Refused("it is not built yet")] = None
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from a token's logit as often as the answer has it already."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from a token's logit once the answer has it."
+    )
+    logit_bias: dict[TokenName, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_BIASES, description="Added to the logits of tokens, by id."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="What the whole answer has to be: json_object, json_schema, regex or grammar."
+    )
     user: Text | None = Field(None, max_length=256, description="Written to the server's log.")
 
     mode: ServingMode | None = Field(None, description="How to write; the server's own mode if left out.")
@@ -74,7 +70,9 @@ class Generating(Body):
         int | None, Only(DIFFUSION_ONLY, "only diffusion denoises in steps"), Field(ge=1, le=4096)
     ] = Field(None, description="Most denoise forwards per block.")
     top_k: int = Field(0, ge=0, lt=2**31, description="Draw from the K likeliest tokens; 0 is off.")
-    min_p: Annotated[Any, Refused("it is not built yet", (0,))] = None
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Draw from tokens with this share of the likeliest one's probability."
+    )
     stop_token_ids: list[TokenId] | None = Field(
         None, max_length=MAX_STOPS, description="Tokens that end the answer, in the place of the model's own."
     )
@@ -101,26 +99,16 @@ class CompletionRequest(Generating):
     )
     echo: bool | None = Field(None, description="Begin every answer with its prompt.")
     suffix: Annotated[Any, Refused("it is not built yet", ("",))] = None
-    logprobs: Annotated[Any, Refused("it is not built yet")] = None
+    logprobs: Annotated[int | None, Only(CAUSAL, NO_NEXT_TOKEN), Field(ge=0, le=MAX_LOGPROBS)] = Field(
+        None, description="Tell the log-probability of every token, and of so many of the likeliest."
+    )
     best_of: Annotated[Any, Refused("answers are not ranked; ask for n and choose", (1,))] = None
 
-
-class TextPart(Body):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(Body):
-    """A message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart]
-    name: Annotated[Any, Refused("chat templates have no place for it")] = None
-    refusal: Annotated[Any, Refused("this server's models write no refusals")] = None
-    audio: Annotated[Any, Refused("this server's models know text only")] = None
-    function_call: Annotated[Any, Refused("it is the predecessor of tool_calls")] = None
+    @model_validator(mode="after")
+    def _answers_alone(self) -> "CompletionRequest":
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs: a prompt's tokens have none here; ask /v1/score")
+        return self
 
 
 class ChatRequest(Generating):
@@ -131,10 +119,18 @@ class ChatRequest(Generating):
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="Most tokens of an answer; null: what fits."
     )
-    logprobs: Annotated[Any, Refused("it is not built yet", (False,))] = None
-    top_logprobs: Annotated[Any, Refused("it is not built yet", (0,))] = None
-    tools: Annotated[Any, Refused("it is not built yet")] = None
-    tool_choice: Annotated[Any, Refused("it is not built yet", ("none",))] = None
+    logprobs: Annotated[bool | None, Only(CAUSAL, NO_NEXT_TOKEN)] = Field(
+        None, description="Tell the log-probability of every token."
+    )
+    top_logprobs: Annotated[int | None, Only(CAUSAL, NO_NEXT_TOKEN), Field(ge=0, le=MAX_LOGPROBS)] = Field(
+        None, description="And of so many of the likeliest."
+    )
+    tools: list[Tool] | None = Field(None, min_length=1, description="Functions that the answer may call.")
+    tool_choice: Literal["none", "required"] | ChosenFunction | None = Field(
+        None,
+        description="required or a function: the answer is a call of it. auto, which needs a model trained to choose, "
+        "is refused.",
+    )
     parallel_tool_calls: bool | None = Field(
         None, description="An answer has one call at most, so both hold."
     )
@@ -157,10 +153,33 @@ class ChatRequest(Generating):
     web_search_options: Annotated[Any, Refused("there is no web search")] = None
 
     @model_validator(mode="after")
-    def _one_limit(self) -> "ChatRequest":
+    def _fits_together(self) -> "ChatRequest":
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens are two names of one limit; give one")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if self.tool_choice not in (None, "none") and self.response_format is not None:
+            raise ValueError("response_format beside a forced call: the call is the whole answer")
+        if self.tools is not None and self.tool_choice is None:
+            raise ValueError(
+                "tools without a tool_choice mean auto, which is refused; say required or a function"
+            )
+        if self.tools is None and self.tool_choice not in (None, "none"):
+            raise ValueError("tool_choice without tools")
+        if isinstance(self.tool_choice, ChosenFunction) and not self.functions_to_call:
+            raise ValueError(f"tool_choice: {self.tool_choice.function.name!r} is not among the tools")
         return self
+
+    @property
+    def functions_to_call(self) -> list[Function]:
+        """The functions of which one must be called; empty without a forced call."""
+        known = [tool.function for tool in self.tools or ()]
+        match self.tool_choice:
+            case "required":
+                return known
+            case ChosenFunction(function=chosen):
+                return [function for function in known if function.name == chosen.name]
+        return []
 
 
 class EmbeddingsRequest(BaseModel):

@@ -4,7 +4,6 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from fastapi.security import HTTPBearer
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -42,11 +41,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": "What is wrong."} for status in ("4XX", "5XX")
 }
 
-API = APIRouter(
-    responses=ERRORS,
-    # For the interface's description; the envelope checks keys before a body is read.
-    dependencies=[Depends(HTTPBearer(auto_error=False, description="One of the server's API keys."))],
-)
+API = APIRouter(responses=ERRORS)
 PROBES = APIRouter()
 
 
@@ -73,7 +68,7 @@ async def completions(body: CompletionRequest, request: Request, desk: AtDesk) -
     """Write on from bare prompts."""
     desk.check_model(body.model)
     plan = await asyncio.to_thread(desk.translator.completion, body)
-    wording = CompletionWording(record_of(request.scope).id, desk.settings.name, desk.fingerprint, plan)
+    wording = CompletionWording(desk.head(request), plan)
     return await desk.answer(request, body, plan, wording)
 
 
@@ -84,7 +79,7 @@ async def chat_completions(body: ChatRequest, request: Request, desk: AtDesk) ->
     if body.safety_identifier is not None:
         record_of(request.scope).about["safety_identifier"] = body.safety_identifier
     plan = await asyncio.to_thread(desk.translator.chat, body)
-    wording = ChatWording(record_of(request.scope).id, desk.settings.name, desk.fingerprint, plan)
+    wording = ChatWording(desk.head(request), plan)
     return await desk.answer(request, body, plan, wording)
 
 

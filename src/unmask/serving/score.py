@@ -7,14 +7,14 @@ from unmask.evaluation.canvas_likelihood import Bound
 from unmask.evaluation.model_scorer import ModelScorer
 from unmask.evaluation.scoring import LikelihoodRequest, LogLikelihood
 from unmask.serving.answers import Score, Scores
+from unmask.serving.backend import Backend
 from unmask.serving.errors import ServingError
 from unmask.serving.fields import ServingMode, refuse_by_mode
 from unmask.serving.protocol import ScoreRequest
-from unmask.serving.service import Service
 
 
 async def score(
-    request: ScoreRequest, model: LanguageModel, service: Service, *, name: str, default_mode: ServingMode
+    request: ScoreRequest, model: LanguageModel, service: Backend, *, name: str, default_mode: ServingMode
 ) -> Scores:
     """Return the log-likelihoods that a request asks for.
 

@@ -6,26 +6,23 @@ forwards the thread takes what was posted; without work it sleeps until somethin
 
 import asyncio
 import logging
-import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from unmask.engine.engine import Engine, Event, Finished
+from unmask.engine.engine import Engine, Event, Failed, Finished
 from unmask.errors import UsageError
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
+from unmask.serving.reception import Reception
 from unmask.serving.ticket import Arrival, Order, Ticket
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
-_NUM_DURATIONS = 64
-_MOST_RETRY_S = 60
 
 
 @dataclass(eq=False)
@@ -45,16 +42,13 @@ class Service:
 
     def __init__(self, engine: Engine, metrics: Metrics, *, max_queue: int) -> None:
         self._engine, self._metrics = engine, metrics
-        self._max_queue = max_queue
-        self._capacity = engine.scheduler.max_requests + max_queue
-        self._tickets: set[Ticket] = set()
+        self._max_jobs = max_queue + 1
         self._num_jobs = 0
-        self._durations: deque[float] = deque(maxlen=_NUM_DURATIONS)
+        self._reception = Reception(engine.scheduler.max_requests + max_queue, self._abandon)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_broken = False
-        self._is_draining = False
         self._places: dict[int, _Place] = {}  # by number of the request; the thread's own
 
     @property
@@ -65,12 +59,12 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether orders are taken."""
-        return self.is_alive and not self._is_draining
+        return self.is_alive and not self._reception.is_draining
 
     @property
     def num_open(self) -> int:
         """How many answers are waited for."""
-        return sum(len(ticket.orders) for ticket in self._tickets)
+        return self._reception.num_open
 
     def start(self) -> None:
         """Start the engine's thread; events go to the running event loop."""
@@ -78,15 +72,14 @@ class Service:
         self._metrics.note(self._engine)
         self._thread.start()
 
-    async def submit(self, orders: Sequence[Order]) -> Ticket:
-        """Return the ticket of some answers, once the engine has taken all of them.
+    async def submit(self, orders: Sequence[Order], *, is_watched: bool) -> Ticket:
+        """Return the ticket of some answers, once the engine has taken all of them; see `Ticket` for `is_watched`.
 
         Raises ServingError when there is no room or the server is about to stop, and UsageError for an order that the
         engine refuses; then it has taken none.
         """
-        self._check_room(self.num_open + len(orders), self._capacity)
-        ticket = Ticket(tuple(orders), self._forget)
-        self._tickets.add(ticket)
+        self._check_alive()
+        ticket = self._reception.open(orders, is_watched=is_watched)
         try:
             await self._in_thread(lambda: self._add(ticket))
         except BaseException:
@@ -96,7 +89,8 @@ class Service:
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run something else that needs the model, between two forwards, and return its result."""
-        self._check_room(self._num_jobs + 1, self._max_queue + 1)
+        self._check_alive()
+        self._reception.check_room(self._num_jobs + 1, self._max_jobs)
         self._num_jobs += 1
         try:
             return await self._in_thread(function)
@@ -105,48 +99,21 @@ class Service:
 
     def drain(self, seconds: float) -> None:
         """Take no more orders; what is open after some seconds is told that the server stops."""
-        if not self._is_draining:
-            self._is_draining = True
-            asyncio.get_running_loop().call_later(seconds, self._give_up)
+        self._reception.drain(seconds)
 
     async def stop(self) -> None:
         """Tell what is still open that the server stops, and end the thread."""
-        self._is_draining = True
-        self._give_up()
+        self._reception.give_up()
         if self._thread.is_alive():
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
 
-    def _check_room(self, wanted: int, most: int) -> None:
-        if self._is_draining:
-            raise _stopping()
-        if not self.is_alive:
+    def _check_alive(self) -> None:
+        if not self.is_alive and not self._reception.is_draining:
             raise ServingError(503, "the engine has failed; the server must be started again", code="broken")
-        if wanted > most:
-            raise ServingError(
-                429,
-                f"the server is busy: with this request {wanted} answers would be open, and at most {most} may be",
-                code="queue_full",
-                headers={"Retry-After": str(self._retry_after())},
-            )
 
-    def _retry_after(self) -> int:
-        """Return how many seconds the last requests took, for then there should be room."""
-        mean = sum(self._durations) / len(self._durations) if self._durations else 1.0
-        return max(1, min(_MOST_RETRY_S, math.ceil(mean)))
-
-    def _forget(self, ticket: Ticket) -> None:
-        if ticket not in self._tickets:
-            return
-        self._tickets.remove(ticket)
-        if ticket.is_open:
-            self._inbox.put(lambda: self._abort(ticket))
-        else:
-            self._durations.append(time.perf_counter() - ticket.created)
-
-    def _give_up(self) -> None:
-        for ticket in self._tickets:
-            ticket.put(_stopping())
+    def _abandon(self, ticket: Ticket) -> None:
+        self._inbox.put(lambda: self._abort(ticket))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Return what a function returns in the engine's thread, where it may be cancelled before it has begun."""
@@ -210,7 +177,12 @@ class Service:
         arrivals: list[tuple[Ticket, Arrival]] = []
         for event in events:
             place = self._places[event.request_id]
-            arrivals.append((place.ticket, (place.index, event)))
+            if isinstance(event, Failed):
+                del self._places[event.request_id]
+                arrivals.append((place.ticket, ServingError(400, str(event.error), code="constraint_failed")))
+                continue
+            if place.ticket.is_watched or isinstance(event, Finished):
+                arrivals.append((place.ticket, (place.index, event)))
             if isinstance(event, Finished):
                 del self._places[event.request_id]
                 self._metrics.count_generation(event.generation)
@@ -247,7 +219,3 @@ class Service:
 def _put_all(arrivals: Sequence[tuple[Ticket, Arrival]]) -> None:
     for ticket, arrival in arrivals:
         ticket.put(arrival)
-
-
-def _stopping() -> ServingError:
-    return ServingError(503, "the server is stopping", code="stopping", headers={"Retry-After": "5"})

@@ -9,10 +9,11 @@ from starlette.types import Receive, Scope, Send
 
 from unmask.decoding.settled_text import SettledText
 from unmask.decoding.transcript import TextStream
-from unmask.engine.engine import Progress
+from unmask.engine.engine import Finished, Progress
 from unmask.serving.answers import Frame
 from unmask.serving.disconnect import unless_gone
 from unmask.serving.errors import ClientGoneError, ServingError
+from unmask.serving.logprobs import Trail
 from unmask.serving.record import internal_error, outcome_of, record_of, within
 from unmask.serving.ticket import Ticket
 from unmask.serving.wording import Wording
@@ -40,20 +41,27 @@ class Chunks:
             SettledText(self._tokenizer, order.options.stop, order.options.stop_token_ids or ())
             for order in orders
         ]
+        trails = [Trail(self._tokenizer) for _ in orders]
         pictures = [Picture(self._tokenizer) for _ in orders]
+        lengths = [0 for _ in orders]
         for index in range(len(orders)):
             if (opening := wording.opening(index)) is not None:
                 yield opening
         async for index, event in self._ticket:
-            if isinstance(event, Progress):
-                text = texts[index].push(event.token_ids)
-                frame = pictures[index].frame(event) if self._has_canvas else None
-                if text or frame is not None:
-                    yield wording.piece(index, text, frame)
+            frame = None
+            if isinstance(event, Finished):
+                text = texts[index].finish(event.generation.text)
             else:
+                text = texts[index].push(event.token_ids)
+                trails[index].push(event.token_ids[: len(event.logprobs)], event.logprobs)
+                frame = pictures[index].frame(event) if self._has_canvas else None
+            lengths[index] += len(text)
+            if text or frame is not None:
+                piece = wording.piece(index, text, trails[index].shown(lengths[index]), frame)
+                if piece is not None:
+                    yield piece
+            if isinstance(event, Finished):
                 self.num_tokens += event.generation.num_tokens
-                if text := texts[index].finish(event.generation.text):
-                    yield wording.piece(index, text, None)
                 yield wording.ending(index, event.generation)
         if self._has_usage:
             yield wording.usage(self.num_tokens)

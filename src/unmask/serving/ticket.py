@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from unmask.decoding.options import Options
-from unmask.engine.engine import Event, Finished
+from unmask.engine.engine import Finished, Progress
 from unmask.serving.errors import ServingError
 
 
@@ -19,18 +19,21 @@ class Order:
     is_planned: bool = False
 
 
-Arrival = tuple[int, Event] | ServingError
+News = Progress | Finished
+Arrival = tuple[int, News] | ServingError
 
 
 class Ticket:
     """The answers that a request waits for; iterate over it for their events, with the number of the answer.
 
     Ends when all are finished. Raises ServingError when the server gives up on them. Whoever has a ticket must close
-    it, which aborts what is not finished.
+    it, which aborts what is not finished. `is_watched`: it gets what happens before the end, too.
     """
 
-    def __init__(self, orders: tuple[Order, ...], on_close: Callable[["Ticket"], None]) -> None:
-        self.orders, self.created = orders, time.perf_counter()
+    def __init__(
+        self, orders: tuple[Order, ...], on_close: Callable[["Ticket"], None], *, is_watched: bool
+    ) -> None:
+        self.orders, self.created, self.is_watched = orders, time.perf_counter(), is_watched
         self._on_close = on_close
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         self._num_open = len(orders)
@@ -40,7 +43,7 @@ class Ticket:
         """Whether an answer is not finished, as far as its reader has come."""
         return self._num_open > 0
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, News]]:
         while self.is_open:
             arrival = await self._arrivals.get()
             if isinstance(arrival, ServingError):

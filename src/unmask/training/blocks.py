@@ -1,6 +1,5 @@
 """Where the canvases of a training document lie, and what of them is open."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unmask.model.denoiser import Canvas
+from unmask.training.documents import Document
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,30 @@ class BlockConfig:
 
 
 def cut(
-    document: Sequence[int],
+    document: Document,
     row: int,
-    first: int,
     mask_token_id: int,
     config: BlockConfig,
     generator: np.random.Generator,
 ) -> list[Canvas]:
-    """Tile a document from about position `first` (at least 1) to its end with canvases on cache row `row`."""
-    clean = torch.tensor(document)
-    start = first + int(generator.integers(max(config.lengths)))
+    """Tile what is learnt of a document, from about the begin of each span to its end, with canvases on a cache row.
+
+    Each canvas has a length of its own, and none is shorter than the least length: unlike `streams.Cuts`, which scores
+    every token once, this asks for canvases as decoding finds them.
+    """
+    clean = torch.tensor(document.ids)
     canvases = []
-    while start + min(config.lengths) <= len(clean):
-        length = int(generator.choice(config.lengths))
-        tokens = clean[start : start + length].clone()
-        tokens[torch.from_numpy(_open(len(tokens), config, generator))] = mask_token_id
-        canvases.append(Canvas(row, start, tokens))
-        start += length
+    least, most = min(config.lengths), max(config.lengths)
+    for begin, end in document.learnt:
+        if end - begin < least:
+            continue
+        start = begin + int(generator.integers(min(most, end - begin - least + 1)))
+        while start + least <= end:
+            length = int(generator.choice(config.lengths))
+            tokens = clean[start : min(start + length, end)].clone()
+            tokens[torch.from_numpy(_open(len(tokens), config, generator))] = mask_token_id
+            canvases.append(Canvas(row, start, tokens))
+            start += length
     return canvases
 
 

@@ -145,7 +145,16 @@ class ContinuousTable(Table):
     """Weight of what the schedule minimises beside the diffusion loss."""
 
 
-ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable
+class DistillTable(Table):
+    """Say from any noise where the flow of the base, a continuous model, ends: for texts in few steps."""
+
+    name: Literal["distill"]
+    """The cross-entropy to the base's last prediction."""
+    teacher_steps: Positive = 16
+    """Forwards of the base for each of the student's."""
+
+
+ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable | DistillTable
 
 
 class AdamWTable(Table):
@@ -200,6 +209,12 @@ class RunTable(Table):
     """Forwards in one optimiser step, all processes together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; its weights and the optimiser's state are float32 either way."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the layers for the way back, and run each layer once more there: less memory, about a
+    third more time, and the same gradients."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """flex: one FlexAttention kernel, which skips what the layout hides, in the place of a call for each shape of
+    piece; on CUDA only."""
     measure_every: Positive = 250
     """Steps between measurements on held-out documents."""
     held_out_tokens: Positive = 100_000
@@ -235,6 +250,8 @@ class TrainingConfig(Table):
             raise ValueError(
                 f"run.forward_tokens={self.run.forward_tokens} must exceed data.length={self.data.length}"
             )
+        if isinstance(self.objective, DistillTable) and isinstance(self.model, NewModelTable):
+            raise ValueError("objective.name='distill' needs a continuous model as model.base")
         if isinstance(self.model, NewModelTable):
             self.model.transformer(1, max_positions=self.data.length + 1)
         return self
@@ -255,6 +272,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Table]]] = {
         "diffusion": DiffusionTable,
         "joint": JointTable,
         "continuous": ContinuousTable,
+        "distill": DistillTable,
     },
     "optimizer": {"adamw": AdamWTable, "muon": MuonTable},
 }

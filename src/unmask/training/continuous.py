@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.diffusion.flow_end import flow_end_loss
 from unmask.diffusion.gaussian import Informed
 from unmask.diffusion.gaussian_objective import gaussian_loss
 from unmask.diffusion.objective import Weighting
+from unmask.layout import Layout
 from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.loss import LossSum
@@ -17,6 +19,47 @@ from unmask.training.streams import noisy_stream
 
 SCHEDULE = "schedule"
 """The name of what a learning schedule minimises; a number without unit."""
+
+FLOW_END = "flow_end"
+"""The name of a student's cross-entropy to its teacher's end."""
+
+
+@dataclass(frozen=True)
+class PieceRows:
+    """Packed pieces as the rows of a matrix, padded on the right; a backbone sees what is inside only.
+
+    `clean`, `inside`, `trained`: (R, L). `places`: of the packed tokens among all R L places.
+    """
+
+    layout: Layout
+    clean: Tensor
+    inside: Tensor
+    trained: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> "PieceRows":
+        """Part a batch into its pieces."""
+        streams = noisy_stream(batch.bounds)
+        inside = streams.inside.to(batch.tokens.device)
+        clean = batch.tokens.new_zeros(inside.shape)
+        clean[inside] = batch.tokens
+        trained = torch.zeros_like(inside)
+        trained[inside] = ~batch.given
+        return cls(streams.layout, clean, inside, trained, inside.flatten().nonzero()[:, 0])
+
+    def informed(self, denoiser: Denoiser) -> Informed:
+        """Return a continuous model as the denoiser of these rows."""
+
+        def network(noisy: Tensor, gamma: Tensor, belief: Tensor | None = None, /) -> Tensor:
+            inside = self.inside
+            logits = denoiser.continuous(
+                noisy[inside], gamma[inside], None if belief is None else belief[inside], self.layout
+            )
+            rows = logits.new_zeros(inside.numel(), logits.shape[-1])
+            return rows.index_copy(0, self.places, logits).view(*inside.shape, -1)
+
+        return Informed(network, denoiser.informed().process)
 
 
 @dataclass(frozen=True)
@@ -34,34 +77,49 @@ class ContinuousObjective:
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
         """Score a batch: for each loss by name the sum in nats, and the number of tokens it is over."""
-        # Pieces become the rows of a matrix, padded on the right; the backbone sees what is inside only.
-        streams = noisy_stream(batch.bounds)
-        inside = streams.inside.to(batch.tokens.device)
-        places = inside.flatten().nonzero()[:, 0]
-        clean = batch.tokens.new_zeros(inside.shape)
-        clean[inside] = batch.tokens
-        trained = torch.zeros_like(inside)
-        trained[inside] = ~batch.given
-
-        def network(noisy: Tensor, gamma: Tensor, belief: Tensor | None = None, /) -> Tensor:
-            logits = self.denoiser.continuous(
-                noisy[inside], gamma[inside], None if belief is None else belief[inside], streams.layout
-            )
-            rows = logits.new_zeros(inside.numel(), logits.shape[-1])
-            return rows.index_copy(0, places, logits).view(*inside.shape, -1)
-
-        process = self.denoiser.informed().process
+        rows = PieceRows.of(batch)
+        informed = rows.informed(self.denoiser)
         loss = gaussian_loss(
-            Informed(network, process),
-            clean,
-            process,
+            informed,
+            rows.clean,
+            informed.process,
             generator,
-            trained=trained,
+            trained=rows.trained,
             weighting=self.weighting,
             belief_share=self.belief_share,
         )
         losses = {DIFFUSION: LossSum(loss.total, loss.num_tokens)}
-        if next(process.schedule.parameters(), None) is not None:
+        if next(informed.process.schedule.parameters(), None) is not None:
             fit = loss.fit.to(loss.total.dtype) * loss.num_tokens
             losses[SCHEDULE] = LossSum(fit, loss.num_tokens, self.schedule_weight)
         return losses
+
+
+@dataclass(frozen=True)
+class FlowEndObjective:
+    """What a student of few steps learns: where its teacher's flow ends, from noise on packed pieces of text.
+
+    `num_steps`: forwards of the teacher. Both have the same vectors and schedule.
+    """
+
+    denoiser: Denoiser
+    teacher: Denoiser
+    num_steps: int
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
+        """Score a batch: the cross-entropy in nats, and the number of tokens it is over."""
+        rows = PieceRows.of(batch)
+        for part in (self.teacher.transformer, self.teacher.conditioning, self.teacher.vectors):
+            if part is not None:
+                part.to(batch.tokens.device)
+        teacher = rows.informed(self.teacher)
+        loss = flow_end_loss(
+            rows.informed(self.denoiser),
+            teacher,
+            rows.clean,
+            teacher.process,
+            generator,
+            num_steps=self.num_steps,
+            trained=rows.trained,
+        )
+        return {FLOW_END: LossSum(loss.total, loss.num_tokens)}

@@ -67,6 +67,7 @@ class Conversion:
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, json.loads)
         self.pupil = _pupil(config, checkpoint)
+        self.pupil.denoiser.transformer.recomputes = config.activation_checkpointing
         self.optimizer = torch.optim.AdamW(
             self.pupil.module.parameters(),
             betas=(0.9, 0.95),
@@ -101,9 +102,10 @@ class Conversion:
             "num_tokens": self.num_tokens,
         }
         with self.folder.saving():
+            # The state comes last: a run that has ended by its state has left its model too.
+            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
             with self.folder.replacing(STATE_FILE) as partial:
                 torch.save(state, partial)
-            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
 
     def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         """Train on one batch of these documents."""
@@ -169,7 +171,7 @@ class Conversion:
         synthesis = SynthesisConfig(length=config.length, batch_size=config.synthesis_rows)
         script = Script.of(self.checkpoint.tokenizer)
 
-        def write(batch: int) -> list[Document]:
+        def write(batch: int) -> list[list[int]]:
             return write_batch(
                 self.checkpoint.transformer,
                 script.head,
@@ -191,10 +193,16 @@ class Conversion:
             num_tokens=config.text_tokens,
             length=config.length,
             seed=config.seed,
+            weights=config.text_weights,
         )
-        shuffled = written + read
-        order = np.random.default_rng(config.seed).permutation(len(shuffled))
-        return [shuffled[index] for index in order]
+        least = min(config.block_lengths)
+        usable = [
+            document
+            for document in (*map(Document.of_text, written), *read)
+            if any(end - begin >= least for begin, end in document.learnt)
+        ]
+        order = np.random.default_rng(config.seed).permutation(len(usable))
+        return [usable[index] for index in order]
 
     def _restore(self) -> None:
         path = self.folder.path / STATE_FILE

@@ -94,9 +94,12 @@ class ConversionConfig(Table):
     synthetic_tokens: Count = 300_000
     """Tokens of text that the model writes for its own training."""
     texts: tuple[Path, ...] = ()
-    """Files of your own text: .txt or .txt.xz (documents separated by a line `<|doc|>`), or .jsonl with a "text"."""
+    """Files of your own text: .txt or .txt.xz (documents separated by a line `<|doc|>`), or .jsonl with "messages", of
+    which the answers are learnt, or a "text"."""
+    text_weights: tuple[Rate, ...] | None = None
+    """Shares of the files; None for the same number of tokens from each, while it lasts."""
     text_tokens: Count = 100_000
-    """Tokens taken from `texts`, the same number from each file."""
+    """Tokens taken from `texts`."""
     length: Annotated[int, Field(ge=32)] = 320
     """Tokens of a document, at most."""
     batch_documents: Positive = 3
@@ -113,6 +116,8 @@ class ConversionConfig(Table):
     """Last share of the run over which the rate falls linearly to zero."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; what is trained is always stored in float32."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of the layers for the way back, and run each layer once more there."""
     held_out_documents: Positive = 24
     """Documents kept out of training, on which the loss is measured."""
     save_every: Positive = 50
@@ -122,6 +127,8 @@ class ConversionConfig(Table):
     def _one_budget(self) -> "ConversionConfig":
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
+        if self.text_weights is not None and len(self.text_weights) != len(self.texts):
+            raise ValueError(f"{len(self.text_weights)} text_weights for {len(self.texts)} texts")
         if not self.synthetic_tokens and not (self.texts and self.text_tokens):
             raise ValueError("there is nothing to train on: give synthetic_tokens, or texts and text_tokens")
         return self

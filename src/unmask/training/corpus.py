@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import TrainingError, UsageError
-from unmask.tokenizer import Message
-from unmask.training.documents import read_texts
-
-Record = str | list[Message]
-"""A document: its text, or the messages of a conversation."""
+from unmask.training.documents import Record, messages_of, read_texts
 
 COLUMNS = ("text", "messages")
 """Where a row keeps its document, unless the caller says otherwise: the first of these that it has."""
@@ -49,21 +45,17 @@ def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
             f"{source} has no column {name!r}", f"name one with --column: {', '.join(map(str, row))}"
         )
     value = row[name]
-    match value:
-        case None:
-            return ""
-        case str():
-            return value if value.strip() else ""
-        case [*messages] if all(_is_message(message) for message in messages):
-            return [{"role": message["role"], "content": message["content"]} for message in messages]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    messages = messages_of(value)
+    if messages is not None:
+        return messages
     raise UsageError(
         f"{source}: column {name!r} holds neither text nor messages with a role and a content",
         "name another one with --column",
     )
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:

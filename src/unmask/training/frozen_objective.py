@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
+from unmask.training.documents import Document
 from unmask.training.soft_targets import AcceptanceLoss, RowLoss, SoftCrossEntropy, distil
 
 
@@ -45,30 +46,30 @@ class BatchLoss:
 
 def conversion_loss(
     denoiser: Denoiser,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[Document],
     config: ObjectiveConfig,
     generator: np.random.Generator,
 ) -> BatchLoss:
     """Return the frozen recipe's loss on a batch of documents, in nats per weighted target.
 
     Two forwards: the documents through the causal stream, without gradients, leaving their keys and values in a cache;
-    then all canvases on that cache. Every canvas sees its document before its start, itself, and nothing else.
+    then all canvases on that cache. Every canvas sees its document before its start, itself, and nothing else. It lies
+    within what is learnt of its document.
     """
     mask = denoiser.mask_token_id
     assert mask is not None
-    cache = denoiser.new_cache(max(map(len, documents)), num_rows=len(documents))
+    sizes = [len(document.ids) for document in documents]
+    cache = denoiser.new_cache(max(sizes), num_rows=len(documents))
     clean = torch.tensor(
-        [token for document in documents for token in document], device=denoiser.transformer.device
+        [token for document in documents for token in document.ids], device=denoiser.transformer.device
     )
     with torch.no_grad():
-        layout = Layout(
-            [Segment(0, len(document), store=True, row=row) for row, document in enumerate(documents)]
-        )
+        layout = Layout([Segment(0, size, store=True, row=row) for row, size in enumerate(sizes)])
         teacher = denoiser.transformer(clean, layout, cache)
     canvases = [
         canvas
         for row, document in enumerate(documents)
-        for canvas in cut(document, row, 1, mask, config.blocks, generator)
+        for canvas in cut(document, row, mask, config.blocks, generator)
     ]
     states = denoiser.canvas_states(canvases, cache)
     which, place = states.canvas, states.position
@@ -92,7 +93,7 @@ def conversion_loss(
     longest = (drafts & (lengths == max(config.blocks.lengths)))[which]
     accepted = draft_lengths(result.agrees[longest], which[longest])
     return BatchLoss(
-        (result.losses * weights).sum() / weights.sum(),
+        (result.losses * weights).sum() / weights.sum().clamp_min(1e-6),  # all open ones may be given
         overlap=result.overlap[drafts[which]],
         # The verifier adds one token, and under a shift the first draft is its own.
         cycle_tokens=accepted.float() + 1 + int(denoiser.logit_shift),

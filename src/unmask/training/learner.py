@@ -1,6 +1,7 @@
 """A model that learns: from random weights or another model's, by an objective, to become a checkpoint."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from unmask.training.config import (
     BaseModelTable,
     ContinuousTable,
     DiffusionTable,
+    DistillTable,
     JointTable,
     NewModelTable,
     ObjectiveTable,
     TrainingConfig,
 )
-from unmask.training.continuous import ContinuousObjective
+from unmask.training.continuous import ContinuousObjective, FlowEndObjective
 from unmask.training.initialisation import random_transformer
 from unmask.training.loss import TrainingObjective
 from unmask.training.objectives import NoiseConfig, Objective
@@ -72,13 +74,17 @@ class Learner:
         """
         table = config.objective
         generator = torch.Generator().manual_seed(config.run.seed)
-        base = _load_base(config.model.base, tokenizer) if isinstance(config.model, BaseModelTable) else None
+        base = None
+        if isinstance(config.model, BaseModelTable):
+            base = _load_base(config.model.base, tokenizer, distilled=isinstance(table, DistillTable))
         size = tokenizer.vocab_size if base is None else base.transformer.config.vocab_size
-        noise = _noise(table, size, base) if isinstance(table, DiffusionTable) else None
+        noise = _noise(table, size, base, tokenizer.eos_id) if isinstance(table, DiffusionTable) else None
         mask = None if noise is None else noise.process.mask_token_id
         num_rows = size if mask is None else max(size, mask + 1)
         transformer = _transformer(config, base, num_rows, generator)
-        conditioning, vectors = _ports(table, transformer, generator)
+        transformer.recomputes = config.run.activation_checkpointing
+        transformer.uses_flex = config.run.attention == "flex"
+        conditioning, vectors = _ports(table, transformer, generator, base)
         denoiser = Denoiser(
             transformer,
             mask_token_id=mask,
@@ -97,6 +103,9 @@ class Learner:
                 belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
                 schedule_weight=table.schedule_weight,
             )
+        elif isinstance(table, DistillTable):
+            assert base is not None  # the configuration
+            objective = FlowEndObjective(denoiser, _teacher(base), table.teacher_steps)
         else:
             objective = Objective(denoiser, denoiser.predicts_next, noise)
         card = _card(config, denoiser, tokenizer, base)
@@ -159,10 +168,33 @@ def _transformer(
     return widened(base.transformer, num_rows, untie=config.model.untie_embeddings)
 
 
+def _teacher(base: Checkpoint) -> Denoiser:
+    """Return a continuous model as the one whose flow is followed."""
+    return Denoiser(
+        base.transformer,
+        logit_shift=False,
+        predicts_next=False,
+        full_attention=True,
+        conditioning=base.conditioning,
+        vectors=base.vectors,
+    )
+
+
 def _ports(
-    table: ObjectiveTable, transformer: Transformer, generator: torch.Generator
+    table: ObjectiveTable, transformer: Transformer, generator: torch.Generator, base: Checkpoint | None
 ) -> tuple[Conditioning | None, TokenVectors | None]:
-    """Return what tells noisy tokens the time and the last belief, and the vectors of a continuous model."""
+    """Return what tells noisy tokens the time and the last belief, and the vectors of a continuous model.
+
+    A student starts with its teacher's; what the flow runs through, vectors and schedule, stays as it is.
+    """
+    if isinstance(table, DistillTable):
+        assert base is not None  # the configuration
+        ports, own = deepcopy(base.conditioning), deepcopy(base.vectors)
+        assert own is not None  # `_load_base`
+        own.requires_grad_(True).train()
+        own.table.requires_grad_(False)
+        own.schedule.requires_grad_(False)
+        return (None if ports is None else ports.float().requires_grad_(True).train()), own
     if isinstance(table, AutoregressiveTable):
         return None, None
     config = transformer.config
@@ -203,21 +235,25 @@ def widened(transformer: Transformer, vocab_size: int, *, untie: bool = False) -
     return wide.requires_grad_(True).train()
 
 
-def _load_base(source: str, tokenizer: Tokenizer) -> Checkpoint:
+def _load_base(source: str, tokenizer: Tokenizer, *, distilled: bool) -> Checkpoint:
     base = load_checkpoint(source, adapter=NO_ADAPTER)
     if base.tokenizer.backend.to_str() != tokenizer.backend.to_str():
         raise UsageError(
             f"the shards were not made with the tokenizer of {source}",
             f"make them with: unmask data --tokenizer {source}",
         )
-    if base.vectors is not None:
+    if distilled and base.vectors is None:
+        raise UsageError(f"base {source}: its noise is on tokens", "distill a continuous model")
+    if base.vectors is not None and not distilled:
         raise UsageError(
             f"base {source}: a continuous model is no base for another", "start from a model of tokens"
         )
     return base
 
 
-def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> NoiseConfig:
+def _noise(
+    table: DiffusionTable, vocab_size: int, base: Checkpoint | None, end_token_id: int | None
+) -> NoiseConfig:
     mask = None if base is None else base.card.mask_token_id
     process = build_process(
         table.process, vocab_size, vocab_size if mask is None else mask, SCHEDULES.parse(table.schedule)
@@ -234,6 +270,7 @@ def _noise(table: DiffusionTable, vocab_size: int, base: Checkpoint | None) -> N
         complementary=table.complementary,
         belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
         weight=table.diffusion_weight if isinstance(table, JointTable) else 1.0,
+        end_token_id=end_token_id,
     )
 
 
@@ -270,7 +307,7 @@ def _card(
         logit_shift=denoiser.logit_shift,
         predicts_next=denoiser.predicts_next,
     )
-    if isinstance(table, AutoregressiveTable):
+    if isinstance(table, AutoregressiveTable | DistillTable):
         return card
     block_lengths = table.block_lengths if isinstance(table, DiffusionTable) else ()
     return replace(

@@ -1,6 +1,6 @@
 """What a model trained from scratch, or converted as a whole, learns: next tokens, denoising, or both at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ class NoiseConfig:
     stream. `belief_share`: share of the batches in which the denoiser sees its own first prediction.
     `weight`: of the diffusion loss. `complementary`: noise every block twice, masked tokens of the one copy being the
     clean ones of the other, so that each token is learnt from once (Fast-dLLM v2, arXiv 2509.26328); masked noise only.
+    `end_token_id`: an answer that closes with it is followed by more of it, up to the end of its last block, and these
+    are learnt too: so decoding finds what lies behind the end of a text on its canvas.
     """
 
     process: Process
@@ -38,6 +40,7 @@ class NoiseConfig:
     belief_share: float = 0.0
     weight: float = 1.0
     complementary: bool = False
+    end_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.complementary and not isinstance(self.process, Masked):
@@ -49,11 +52,12 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses of one forward over packed pieces of text; the first token of each piece is given.
+    """The losses of one forward over packed pieces of text.
 
     `next_token`: train the causal stream. `noise`: train the denoiser. Both: the joint objective, in which the clean
     stream of ``[clean | noisy]`` serves the one and the noisy stream the other (Nemotron-Labs-Diffusion, arXiv
-    2607.05722). Either way every token after the first of a piece is scored once by each loss.
+    2607.05722). Either way every token that is not given is scored once by each loss; what fills the last block of an
+    answer adds to the diffusion loss, and to no count.
     """
 
     denoiser: Denoiser
@@ -68,7 +72,7 @@ class Objective:
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
         """Score a batch: for each loss by name the sum in nats, and the number of tokens it is over."""
-        streams = self._streams(batch.bounds, generator)
+        streams = self._streams(batch, generator)
         if self.noise is None or not len(streams.noisy):
             return {
                 NEXT_TOKEN: self._score_next(self._run(batch.tokens, streams, None, None), batch, streams)
@@ -86,13 +90,14 @@ class Objective:
             losses[NEXT_TOKEN] = self._score_next(hidden, batch, streams)
         return losses
 
-    def _streams(self, bounds: Sequence[int], generator: torch.Generator) -> Streams:
-        if self.noise is None:
-            return causal_stream(bounds)
-        copies = 2 if self.noise.complementary else 1
-        if self.noise.cuts is None:
-            return noisy_stream(bounds, copies=copies)
-        return two_streams(bounds, self.noise.cuts, generator, copies=copies)
+    def _streams(self, batch: Batch, generator: torch.Generator) -> Streams:
+        noise = self.noise
+        if noise is None:
+            return causal_stream(batch.bounds)
+        copies = 2 if noise.complementary else 1
+        if noise.cuts is None:
+            return noisy_stream(batch.bounds, copies=copies)
+        return two_streams(batch, noise.cuts, generator, copies=copies, end_token_id=noise.end_token_id)
 
     def _corrupt(
         self, batch: Batch, streams: Streams, noise: NoiseConfig, generator: torch.Generator

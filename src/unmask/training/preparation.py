@@ -11,8 +11,9 @@ from unmask.errors import UsageError
 from unmask.model.catalogue import find_card
 from unmask.model.checkpoint import Finder
 from unmask.model.store import cache_directory, writing_folder
-from unmask.tokenizer import TOKENIZER_FILE, Tokenizer
-from unmask.training.corpus import Record, is_remote, read_corpus
+from unmask.tokenizer import TOKENIZER_FILE, Message, Tokenizer
+from unmask.training.corpus import is_remote, read_corpus
+from unmask.training.documents import Record
 from unmask.training.shards import (
     MANIFEST_FILE,
     SHARD_TOKENS,
@@ -33,7 +34,8 @@ class PreparationConfig:
 
     `tokenizer`: "bytes", "bpe:SIZE" (learnt from the training documents), or a folder or model that has one. About
     `held_out_share` of the documents are kept out of training, each by a hash of its text and `seed`: a document that
-    occurs twice falls on one side, and adding others moves none.
+    occurs twice falls on one side, and adding others moves none. `weights`: of the sources, in a mixture of which
+    every epoch of training has these shares of tokens; without, an epoch has all there is.
     """
 
     sources: tuple[str, ...]
@@ -41,6 +43,7 @@ class PreparationConfig:
     column: str | None = None
     held_out_share: float = 0.01
     seed: int = 0
+    weights: tuple[float, ...] | None = None
     shard_tokens: int = SHARD_TOKENS
 
     def __post_init__(self) -> None:
@@ -89,12 +92,24 @@ def prepare(
             )
             for name in _split_names(config)
         }
-        for number, (split, ids, num_bytes) in enumerate(_tokenised(config, tokenizer, end)):
-            writers[split].add(ids, num_bytes)
+        counts = {name: [0] * len(config.sources) for name in writers}
+        num_unanswered = 0
+        for number, (document, encoded) in enumerate(_tokenised(config, tokenizer, end)):
+            if encoded is None:
+                num_unanswered += 1
+                continue
+            writers[document.split].add(encoded.ids, document.num_bytes, encoded.prompt)
+            counts[document.split][document.source] += 1
             if number % 256 == 0:
                 num_tokens = sum(writer.num_tokens for writer in writers.values())
                 observe(PreparationEvent("tokenising", number + 1, num_tokens))
-        splits = {name: writer.finish() for name, writer in writers.items()}
+        if config.weights is not None and 0 in counts["train"]:
+            name = config.sources[counts["train"].index(0)]
+            raise UsageError(f"{name} has no document to train on, and so no share", "leave it out")
+        splits = {
+            name: writer.finish(None if config.weights is None else counts[name])
+            for name, writer in writers.items()
+        }
         for name, entry in splits.items():
             if not entry.num_documents:
                 raise UsageError(
@@ -111,6 +126,8 @@ def prepare(
             held_out_share=config.held_out_share,
             seed=config.seed,
             splits=splits,
+            weights=config.weights,
+            num_unanswered=num_unanswered,
         )
         (partial / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Shards.open(folder)
@@ -135,17 +152,44 @@ def _tokenizer(
 
 def _training_texts(config: PreparationConfig, observe: Observer) -> Iterator[str]:
     """Yield the texts that a tokenizer may learn from: those that are not held out."""
-    for number, (split, record) in enumerate(_documents(config)):
+    for number, document in enumerate(_documents(config)):
         if number % 256 == 0:
             observe(PreparationEvent("learning the tokenizer", number + 1, 0))
-        if split == "train":
-            yield from _texts(record)
+        if document.split == "train":
+            yield from document.texts
 
 
-def _documents(config: PreparationConfig) -> Iterator[tuple[SplitName, Record]]:
-    for source in config.sources:
+@dataclass(frozen=True)
+class _Document:
+    """A document of source number `source`, on its way into a split."""
+
+    source: int
+    split: SplitName
+    record: Record
+
+    @property
+    def texts(self) -> list[str]:
+        return (
+            [self.record] if isinstance(self.record, str) else [message["content"] for message in self.record]
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(text.encode("utf-8")) for text in self.texts)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Ids without the end token; `prompt`: which of them, and of the end token, are given; none without."""
+
+    ids: list[int]
+    prompt: list[bool] | None = None
+
+
+def _documents(config: PreparationConfig) -> Iterator[_Document]:
+    for number, source in enumerate(config.sources):
         for record in read_corpus(source, config.column):
-            yield _split_of(record, config), record
+            yield _Document(number, _split_of(record, config), record)
 
 
 def _split_names(config: PreparationConfig) -> tuple[SplitName, ...]:
@@ -159,43 +203,42 @@ def _split_of(record: Record, config: PreparationConfig) -> SplitName:
     return "held_out" if int.from_bytes(digest, "little") < config.held_out_share * 2**64 else "train"
 
 
-def _texts(record: Record) -> list[str]:
-    return [record] if isinstance(record, str) else [message["content"] for message in record]
-
-
 def _tokenised(
     config: PreparationConfig, tokenizer: Tokenizer, end: int
-) -> Iterator[tuple[SplitName, list[int], int]]:
-    """Yield each document's split, its ids without the end token, and the bytes of its text."""
+) -> Iterator[tuple[_Document, _Encoded | None]]:
+    """Yield each document and what it is encoded as, None for a conversation without an answer."""
     for batch in _batches(_documents(config)):
-        plain = [record for _, record in batch if isinstance(record, str)]
+        plain = [document.record for document in batch if isinstance(document.record, str)]
         encoded = iter(tokenizer.backend.encode_batch_fast(plain, add_special_tokens=False))
-        for split, record in batch:
-            ids = next(encoded).ids if isinstance(record, str) else _conversation(record, tokenizer, end)
-            yield split, ids, sum(len(text.encode("utf-8")) for text in _texts(record))
+        for document in batch:
+            if isinstance(document.record, str):
+                yield document, _Encoded(next(encoded).ids)
+            else:
+                yield document, _conversation(document.record, tokenizer, end)
 
 
-def _conversation(record: Record, tokenizer: Tokenizer, end: int) -> list[int]:
-    """Return a conversation in the tokenizer's template, without the tokens that every document gets anyway."""
-    assert not isinstance(record, str)
+def _conversation(messages: list[Message], tokenizer: Tokenizer, end: int) -> _Encoded | None:
+    """Encode a conversation up to its last answer: all but the answers is given."""
     if tokenizer.chat_template is None:
         raise UsageError("the tokenizer has no chat template for the messages", "choose bpe:SIZE or bytes")
-    ids = tokenizer.render_chat(record, add_generation_prompt=False)
-    prefix = len(tokenizer.prefix_ids)
-    if tuple(ids[:prefix]) == tokenizer.prefix_ids:
-        ids = ids[prefix:]
-    return ids[:-1] if ids[-1] == end else ids
+    ids, answered = tokenizer.render_answers(messages)
+    if True not in answered:
+        return None
+    length = len(answered) - answered[::-1].index(True)
+    ids, given = ids[:length], [not answer for answer in answered[:length]]
+    if ids[-1] == end:
+        return _Encoded(ids[:-1], given)
+    # A template that ends turns with another token has no use for the one that ends a text.
+    return _Encoded(ids, [*given, True])
 
 
-def _batches(
-    documents: Iterator[tuple[SplitName, Record]],
-) -> Iterator[list[tuple[SplitName, Record]]]:
+def _batches(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
     """Part documents into batches of about a million characters, which the tokenizer encodes on all cores."""
-    batch: list[tuple[SplitName, Record]] = []
+    batch: list[_Document] = []
     characters = 0
-    for split, record in documents:
-        batch.append((split, record))
-        characters += sum(map(len, _texts(record)))
+    for document in documents:
+        batch.append(document)
+        characters += sum(map(len, document.texts))
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -119,6 +119,7 @@ class JointPupil(Pupil):
             Cuts(block_lengths, random_phase=True),
             weight=recipe.diffusion_weight,
             complementary=recipe.complementary,
+            end_token_id=checkpoint.tokenizer.eos_id,
         )
         self.joint = Objective(self.denoiser, True, noise)
         self.next_token = Objective(self.denoiser, True, None)
@@ -127,9 +128,11 @@ class JointPupil(Pupil):
         self, documents: Sequence[Document], generator: np.random.Generator, progress: float
     ) -> BatchLoss:
         device = self.denoiser.transformer.device
-        bounds = np.cumsum([0, *map(len, documents)]).tolist()
-        tokens = torch.tensor([token for document in documents for token in document], device=device)
-        batch = Batch(tokens, tuple(bounds))
+        bounds = np.cumsum([0, *(len(document.ids) for document in documents)]).tolist()
+        tokens = torch.tensor([token for document in documents for token in document.ids], device=device)
+        # Of a text its first token is the prompt, so one of the model's own ends as an answer does.
+        prompt = torch.tensor([given for document in documents for given in document.prompt], device=device)
+        batch = Batch(tokens, tuple(bounds), prompt)
         noise = torch.Generator().manual_seed(int(generator.integers(2**63)))
         objective = self.next_token if progress < self.recipe.next_token_share else self.joint
         with self._arithmetic():

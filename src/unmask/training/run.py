@@ -56,6 +56,11 @@ class TrainingRun:
                 f"run.forwards_per_step={config.run.forwards_per_step} cannot be shared by {workers.count} processes",
                 "make it a multiple of their number",
             )
+        if config.run.attention == "flex" and workers.device.type != "cuda":
+            raise UsageError(
+                f"run.attention = 'flex' needs CUDA, and the device is {workers.device.type}",
+                "leave it out, or name --device cuda",
+            )
         self.config, self.shards, self.recipe, self.workers = config, shards, recipe, workers
         self.folder = RunFolder(folder, "training run")
         if workers.is_first:
@@ -239,6 +244,7 @@ class TrainingRun:
             num_tokens=self.config.run.forward_tokens,
             start_token_id=self.shards.manifest.end_token_id,
             seed=seed,
+            weights=self.shards.manifest.weights,
         )
 
     def _rest(self) -> State:

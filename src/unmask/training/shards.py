@@ -23,30 +23,43 @@ SHARD_TOKENS = 2**26
 
 SplitName = Literal["train", "held_out"]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 _REMEDY = "make it again with unmask data"
 
 
 class ShardEntry(Table):
-    """One file of tokens; `digest` is the BLAKE2b of its ids."""
+    """One file of tokens; `digest` is the BLAKE2b of its ids, and of the prompts' bits where there are any.
+
+    `prompt_file`: a bit for each token that is given, eight to a byte; none where all are learnt.
+    """
 
     file: str
     num_tokens: Count
     digest: str
+    prompt_file: str | None = None
 
 
 class SplitEntry(Table):
-    """The documents of one split; `num_tokens` counts an end token for each, `num_bytes` their UTF-8 text."""
+    """The documents of one split; `num_tokens` counts an end token for each, `num_bytes` their UTF-8 text.
+
+    `source_documents`: how many are of each source, in a mixture.
+    """
 
     num_documents: Count
     num_tokens: Count
     num_bytes: Count
     documents_file: str
     shards: tuple[ShardEntry, ...]
+    source_documents: tuple[Count, ...] | None = None
 
 
 class Manifest(Table):
-    """What a folder of shards holds, and what it was made from."""
+    """What a folder of shards holds, and what it was made from.
+
+    `weights`: the sources' shares of the tokens that training sees, where they are a mixture. `num_unanswered`:
+    conversations without an answer, which were left out.
+    """
 
     format: Literal[1] = 1
     sources: tuple[str, ...]
@@ -56,6 +69,8 @@ class Manifest(Table):
     held_out_share: float
     seed: int
     splits: dict[SplitName, SplitEntry]
+    weights: tuple[float, ...] | None = None
+    num_unanswered: Count = 0
 
 
 class SplitWriter:
@@ -70,20 +85,29 @@ class SplitWriter:
         self.num_tokens = 0
         self._ends, self._sizes = array("q"), array("q")
         self._buffer: list[npt.NDArray[np.unsignedinteger]] = []
+        self._prompts: list[BoolArray] = []
         self._buffered = 0
         self._shards: list[ShardEntry] = []
 
-    def add(self, ids: Sequence[int], num_bytes: int) -> None:
-        """Append a document's tokens and an end token; `num_bytes` is the length of its text."""
+    def add(self, ids: Sequence[int], num_bytes: int, prompt: Sequence[bool] | None = None) -> None:
+        """Append a document's tokens and an end token; `num_bytes` is the length of its text.
+
+        `prompt`: which of them are given, the end token included; none without.
+        """
         if self._buffered and self._buffered + len(ids) + 1 > self.shard_tokens:
             self._flush()
         self._buffer.append(np.array([*ids, self.end_token_id], dtype=self.dtype))
+        self._prompts.append(np.array([False] * (len(ids) + 1) if prompt is None else prompt, dtype=np.bool_))
         self._buffered += len(ids) + 1
         self.num_tokens += len(ids) + 1
         self._ends.append(self.num_tokens)
         self._sizes.append(num_bytes)
 
-    def finish(self) -> SplitEntry:
+    @property
+    def num_documents(self) -> int:
+        return len(self._ends)
+
+    def finish(self, source_documents: Sequence[int] | None = None) -> SplitEntry:
         """Write what is left and return the split's entry in the manifest."""
         if self._buffer:
             self._flush()
@@ -96,27 +120,40 @@ class SplitWriter:
             num_bytes=sum(self._sizes),
             documents_file=file,
             shards=tuple(self._shards),
+            source_documents=None if source_documents is None else tuple(source_documents),
         )
 
     def _flush(self) -> None:
-        tokens = np.concatenate(self._buffer)
-        file = f"{self.name}-{len(self._shards):05d}.npy"
+        tokens, prompt = np.concatenate(self._buffer), np.concatenate(self._prompts)
+        name = f"{self.name}-{len(self._shards):05d}"
+        file, prompt_file = f"{name}.npy", None
         _write(self.folder / file, tokens)
-        digest = hashlib.blake2b(tokens.data, digest_size=16).hexdigest()
-        self._shards.append(ShardEntry(file=file, num_tokens=len(tokens), digest=digest))
-        self._buffer, self._buffered = [], 0
+        digest = hashlib.blake2b(tokens.data, digest_size=16)
+        if prompt.any():
+            prompt_file = f"{name}-prompt.npy"
+            bits = np.packbits(prompt)
+            _write(self.folder / prompt_file, bits)
+            digest.update(bits.data)
+        self._shards.append(
+            ShardEntry(file=file, num_tokens=len(tokens), digest=digest.hexdigest(), prompt_file=prompt_file)
+        )
+        self._buffer, self._prompts, self._buffered = [], [], 0
 
 
 @dataclass(frozen=True)
 class Split:
     """The documents of one split as one long run of tokens, each document closed by an end token.
 
-    `ends`: (documents,) where each document ends in the run; `sizes`: (documents,) bytes of its text.
+    `ends`: (documents,) where each document ends in the run; `sizes`: (documents,) bytes of its text. `prompts`: for
+    each shard the packed bits of the tokens that are given, or None. `source_ends`: of a mixture, (sources,) where each
+    source ends in the run.
     """
 
     shards: tuple[npt.NDArray[np.unsignedinteger], ...]
     ends: IntArray
     sizes: IntArray
+    prompts: tuple[npt.NDArray[np.uint8] | None, ...] = ()
+    source_ends: IntArray | None = None
 
     @cached_property
     def bounds(self) -> IntArray:
@@ -125,9 +162,27 @@ class Split:
 
     def read(self, begin: int, end: int) -> IntArray:
         """Return tokens ``[begin, end)`` of the run, which must lie in one document."""
-        shard = int(np.searchsorted(self.bounds, begin, side="right")) - 1
-        first = int(self.bounds[shard])
+        shard, first = self._shard_of(begin)
         return self.shards[shard][begin - first : end - first].astype(np.int64)
+
+    @property
+    def has_prompts(self) -> bool:
+        return any(bits is not None for bits in self.prompts)
+
+    def read_prompt(self, begin: int, end: int) -> BoolArray:
+        """Return which of the tokens ``[begin, end)``, which must lie in one shard, are given."""
+        shard, first = self._shard_of(begin)
+        bits = self.prompts[shard] if self.prompts else None
+        if bits is None:
+            return np.zeros(end - begin, dtype=np.bool_)
+        byte = (begin - first) // 8
+        flags = np.unpackbits(bits[byte : -(-(end - first) // 8)])
+        return flags[begin - first - 8 * byte :][: end - begin].astype(np.bool_)
+
+    def _shard_of(self, token: int) -> tuple[int, int]:
+        """Return the number of a token's shard, and where that one begins."""
+        shard = int(np.searchsorted(self.bounds, token, side="right")) - 1
+        return shard, int(self.bounds[shard])
 
 
 @dataclass(frozen=True)
@@ -155,7 +210,9 @@ class Shards:
     @property
     def identity(self) -> str:
         """A name for the content: the same for the same tokens in the same order."""
-        content = self.manifest.model_dump_json(include={"splits", "vocab_size", "end_token_id"})
+        content = self.manifest.model_dump_json(
+            include={"splits", "vocab_size", "end_token_id", "weights"}, exclude_none=True
+        )
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
@@ -166,8 +223,15 @@ class Shards:
 def _open_split(folder: Path, entry: SplitEntry) -> Split:
     documents = _map(folder / entry.documents_file, entry.num_documents)
     tokens = tuple(_map(folder / shard.file, shard.num_tokens) for shard in entry.shards)
+    prompts = tuple(
+        None if shard.prompt_file is None else _map(folder / shard.prompt_file, -(-shard.num_tokens // 8))
+        for shard in entry.shards
+    )
     ends, sizes = np.ascontiguousarray(documents.T, dtype=np.int64)
-    return Split(tokens, ends, sizes)
+    source_ends = None
+    if entry.source_documents is not None:
+        source_ends = np.array([0, *ends])[np.cumsum(entry.source_documents)]
+    return Split(tokens, ends, sizes, prompts, source_ends)
 
 
 def _write(path: Path, values: npt.NDArray[np.integer]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.layout import IntArray, Layout, Segment
+from unmask.training.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -57,46 +58,67 @@ def noisy_stream(bounds: Sequence[int], *, copies: int = 1) -> Streams:
 
 @dataclass(frozen=True)
 class Cuts:
-    """How a piece is cut into the blocks that are denoised together.
+    """How the scored tokens of a piece are cut into the blocks that are denoised together.
 
-    `lengths`: one is drawn for each piece; none for the whole piece as one block. With `random_phase` the first block
-    of a piece is cut short at random, so that a model serves blocks that begin anywhere.
+    `lengths`: one is drawn for each run of scored tokens; none for the whole run as one block. With `random_phase` the
+    first block of a run is cut short at random, so that a model serves blocks that begin anywhere.
     """
 
     lengths: tuple[int, ...] = ()
     random_phase: bool = False
 
-    def starts(self, length: int, generator: torch.Generator) -> list[int]:
-        """Return where the blocks of a piece of `length` tokens begin: ascending, from 1, after the given token."""
+    def bounds(self, length: int, generator: torch.Generator, *, whole: bool = False) -> list[int]:
+        """Return where the blocks of `length` tokens begin, from 0 on, and where the last one ends.
+
+        That is at `length`, or for `whole` blocks where it would end if there were more tokens.
+        """
         if not self.lengths:
-            return [1]
+            return [0, length]
         block = self.lengths[_draw(len(self.lengths), generator)]
         first = 1 + _draw(block, generator) if self.random_phase else block
-        return [1, *range(1 + first, length, block)]
+        starts = [0, *range(first, length, block)]
+        last = starts[-1] + (first if len(starts) == 1 else block)
+        return [*starts, last if whole else length]
 
 
 def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator, device=generator.device)) if count > 1 else 0
 
 
-def two_streams(bounds: Sequence[int], cuts: Cuts, generator: torch.Generator, *, copies: int = 1) -> Streams:
-    """Lay out ``[clean | noisy]``: a causal piece, and a canvas for each block of the tokens after its given one.
+def two_streams(
+    batch: Batch, cuts: Cuts, generator: torch.Generator, *, copies: int = 1, end_token_id: int | None = None
+) -> Streams:
+    """Lay out ``[clean | noisy]``: causal pieces, and a canvas for each block of their scored tokens.
 
     A canvas sees the clean tokens before its block, and itself both ways; the clean stream sees no noise (BD3-LM,
-    arXiv 2503.09573, with the strictly causal clean stream of Nemotron-Labs-Diffusion, arXiv 2607.05722).
+    arXiv 2503.09573, with the strictly causal clean stream of Nemotron-Labs-Diffusion, arXiv 2607.05722). Where an
+    answer closes with `end_token_id`, copies of it fill the last block up to the length it would have otherwise.
     """
     builder = _Builder()
-    for begin, end in pairwise(bounds):
-        length, parent = end - begin, builder.add_clean(begin, end)
-        if length == 1:
-            continue
-        starts = cuts.starts(length, generator)
-        canvases = [
-            Segment(start, stop - start, parent=parent, offset=start, causal=False, adapter=True)
-            for start, stop in pairwise([*starts, length])
-        ]
-        for copy in range(copies):
-            builder.add_noisy(canvases, np.arange(begin + 1, end), twins_before=copy * len(canvases))
+    left = list(batch.spans)[::-1]
+    for begin, end in pairwise(batch.bounds):
+        parent = builder.add_clean(begin, end)
+        canvases: list[Segment] = []
+        sources: list[IntArray] = []
+        while left and left[-1].begin < end:
+            span = left.pop()
+            closes = span.answers and int(batch.tokens[span.end - 1]) == end_token_id
+            blocks = cuts.bounds(span.end - span.begin, generator, whole=closes)
+            first = span.begin - begin
+            canvases += [
+                Segment(
+                    first + start,
+                    stop - start,
+                    parent=parent,
+                    offset=first + start,
+                    causal=False,
+                    adapter=True,
+                )
+                for start, stop in pairwise(blocks)
+            ]
+            sources.append(np.minimum(np.arange(span.begin, span.begin + blocks[-1]), span.end - 1))
+        for copy in range(copies if canvases else 0):
+            builder.add_noisy(canvases, np.concatenate(sources), twins_before=copy * len(canvases))
     return builder.streams()
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from unmask.errors import FailureError, TrainingError, UsageError
 from unmask.model.checkpoint import Checkpoint
-from unmask.training.documents import Document
 from unmask.training.selection import Selection, SelectionConfig
 from unmask.training.synthesis import Script, SynthesisConfig, write_batch
 
@@ -122,7 +121,7 @@ class SyntheticCorpus:
         self._save()
         observe(self.state)
 
-    def _entry(self, document: Document) -> dict[str, Any] | None:
+    def _entry(self, document: list[int]) -> dict[str, Any] | None:
         """Return the line of a document; None for one without an answer where there should be one."""
         tokenizer, script = self.checkpoint.tokenizer, self.script
         entry = {"finished": document[-1] == script.stop_token, "num_tokens": len(document)}

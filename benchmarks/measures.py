@@ -1,0 +1,63 @@
+"""Measure the default model: speed of light, frontier, frontier at one entropy, roofline; keep the reports here.
+
+    python benchmarks/measures.py [sol] [frontier] [sampled] [roofline] [-- any further options of the command]
+
+Without names all of them, one after the other. Each keeps its state in build/measures, so Ctrl-C and the same command
+again go on. Writes benchmarks/speed-of-light.json and .png, frontier.json, .csv and .png, length.png,
+frontier-sampled.json and .png, roofline.json and .png.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from unmask.cli.main import main
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parent / "build" / "measures"
+
+RULES = (
+    *(f"threshold:{tau}" for tau in (0.99, 0.9, 0.7, 0.5)),
+    *("factor:1", "klass", "entropy-bound:0.1", "entropy-bound:0.5"),
+    *("top-k:2", "margin:2", "random:2", "left-to-right:2", "spaced"),
+)
+COMMANDS = {
+    "sol": ["sol", "--prompts", "17", *(word for rule in RULES for word in ("--rule", rule))],
+    "frontier": [
+        *("frontier", "--prompts", "5", "--lengths", "16,32,64,128,256"),
+        *("--tasks", "lambada-written,basic-skills-arithmetic-written,humaneval-infilling", "--limit", "50"),
+    ],
+    "sampled": [
+        *("frontier", "--prompts", "5", "--temperatures", "0.6,0.8,1,1.2"),
+        *("--rule", "threshold:0.9", "--rule", "threshold:0.5", "--rule", "entropy-bound:0.1"),
+        *("--rule", "top-k:2", "--rule", "random:2", "--rule", "spaced"),
+    ],
+    "roofline": ["roofline"],
+}
+FILES = {
+    "sol": {"speed-of-light.json": None, "speed-of-light.png": None},
+    "frontier": {"frontier.json": None, "frontier.csv": None, "frontier.png": None, "length.png": None},
+    "sampled": {"frontier.json": "frontier-sampled.json", "frontier.png": "frontier-sampled.png"},
+    "roofline": {"roofline.json": None, "roofline.png": None},
+}
+
+
+def measure(name: str, options: list[str]) -> int:
+    """Run one command and copy what it wrote; return its exit status."""
+    status = main([*COMMANDS[name], "--out", str(FOLDER / name), *options])
+    if status == 0:
+        for written, kept in FILES[name].items():
+            shutil.copyfile(FOLDER / name / written, HERE / (kept or written))
+    return status
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    options = words[words.index("--") + 1 :] if "--" in words else []
+    names = words[: words.index("--")] if "--" in words else words
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown:
+        sys.exit(f"{unknown[0]!r}: choose from {', '.join(COMMANDS)}")
+    for name in names or COMMANDS:
+        if status := measure(name, options):
+            sys.exit(status)

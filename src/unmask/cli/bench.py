@@ -1,0 +1,303 @@
+"""``unmask bench``: how fast this machine writes, beside other programs and with many requests at once."""
+
+import json as json_format
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unmask.cli.arguments import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    DebugFlag,
+    JsonFlag,
+    OfflineFlag,
+    OptionalModel,
+)
+from unmask.cli.number_list import read_numbers
+from unmask.cli.output import print_json, print_note
+from unmask.cli.run_bar import RunBar
+from unmask.cli.session import open_model, settle_threads
+from unmask.cli.tables import add_row, drawn, new_table, print_tables
+from unmask.errors import FailureError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from unmask.benchmark.contender import OwnMode
+    from unmask.benchmark.latency import LatencyReport, Spread
+    from unmask.benchmark.throughput import ThroughputReport
+    from unmask.decoding.language_model import LanguageModel
+
+_KINDS = ("latency", "throughput")
+_FORMATS = {"float32": None, "int8": "int8"}
+
+
+def bench(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="latency|throughput",
+            help="latency: one request, beside other programs; throughput: many requests at once.",
+        ),
+    ],
+    model: OptionalModel = DEFAULT_MODEL,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the record goes, a .json file; the picture lies beside it (default: bench-KIND.json).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    modes: Annotated[
+        str, typer.Option(help="Modes of this program, parted by commas.", metavar="MODE,MODE")
+    ] = "ar,diffusion,speculative,auto",
+    formats: Annotated[
+        str, typer.Option(help="Number formats, parted by commas: float32, int8.", metavar="FORMAT,FORMAT")
+    ] = "float32,int8",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="latency: other programs, parted by commas: transformers, llama.cpp; '' for none (default: those "
+            "that are installed).",
+            metavar="NAME,NAME",
+            show_default=False,
+        ),
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            help="latency: what llama.cpp reads (default: the file that the model comes in).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of each of the six kinds.", metavar="N")] = 1,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            help="throughput: requests at once, parted by commas (default: 1,2,4,8,16,32).",
+            metavar="N,N",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens to write after each prompt; no stop token ends them.", metavar="N")
+    ] = 256,
+    rounds: Annotated[int, typer.Option(help="How often everything is run; medians count.", metavar="N")] = 3,
+    adapter: AdapterOption = None,
+    offline: OfflineFlag = False,
+    json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Measure tokens per second on this machine's CPU: all ways to write take turns, greedily, on the same prompts."""
+    if kind not in _KINDS:
+        raise UsageError(f"unknown benchmark {kind!r}", f"choose from {', '.join(_KINDS)}")
+    if kind == "latency" and concurrency is not None:
+        raise UsageError("--concurrency belongs to throughput", "leave it out")
+    if kind == "throughput" and (against or gguf):
+        raise UsageError("--against and --gguf belong to latency", "leave them out")
+    if rounds < 1 or max_tokens < 2:
+        raise UsageError(f"--rounds {rounds} --max-tokens {max_tokens}: at least 1 round of 2 tokens")
+    out = out or Path(f"bench-{kind}.json")
+    picture = out.with_suffix(".png")
+    chosen = _chosen(modes, "--modes", ("ar", "diffusion", "speculative", "auto"))
+    models = [
+        open_model(
+            model,
+            adapter=adapter,
+            dtype="float32",
+            device="cpu",
+            offline=offline,
+            quantize=_FORMATS[number_format],
+        )
+        for number_format in _chosen(formats, "--formats", tuple(_FORMATS))
+    ]
+    settle_threads("cpu")
+    with RunBar() as bar:
+        if kind == "latency":
+            rivals = None if against is None else _split(against)
+            report: LatencyReport | ThroughputReport = _latency(
+                models, chosen, rivals, gguf, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
+            )
+        else:
+            sizes = read_numbers(concurrency or "1,2,4,8,16,32", "--concurrency", int)
+            report = _throughput(
+                models, chosen, sizes, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
+            )
+        record = {"command": " ".join(["unmask", *sys.argv[1:]]), "kind": kind, **asdict(report)}
+        try:
+            out.write_text(json_format.dumps(record, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FailureError(f"cannot write {out}: {error.strerror}", "check --out") from error
+        pictures = drawn(lambda: _draw(report, picture), bar)
+    if json:
+        print_json(record)
+        return
+    print_tables(*_tables(report))
+    print_note(f"written: {', '.join(str(path) for path in (out, *pictures))}")
+
+
+def _latency(
+    models: "Sequence[LanguageModel]",
+    modes: "Sequence[OwnMode]",
+    rivals: Sequence[str] | None,
+    gguf: Path | None,
+    bar: RunBar,
+    *,
+    prompts: int,
+    max_tokens: int,
+    rounds: int,
+) -> "LatencyReport":
+    from unmask.benchmark.contender import number_format, own_contenders
+    from unmask.benchmark.latency import LatencyConfig, LatencyReport, run_latency, speeds_of
+    from unmask.benchmark.rivals import installed_rivals, open_rivals
+    from unmask.evaluation.prompts import first_prompts
+
+    config = LatencyConfig(prompts, max_tokens, rounds)
+    asked = [(prompt, models[0].encode(prompt.text)) for prompt in first_prompts(prompts)]
+    with ExitStack() as stack:
+        bar.show("loading", 0, None, "")
+        names = installed_rivals() if rivals is None else rivals
+        others = stack.enter_context(open_rivals(names, models[0], gguf))
+        own = own_contenders(models, modes, lambda said: bar.show("loading", 0, None, said))
+        contenders = [*others, *own]
+        bar.show("loading", 1, 1, "")
+        runs = run_latency(
+            contenders, asked, config, lambda done, total, said: bar.show("texts", done, total, said)
+        )
+    first = own[0].name
+    references = dict.fromkeys(runs, first)
+    for model in models:
+        for mode in modes:
+            references[f"{mode} {number_format(model)}"] = f"{modes[0]} {number_format(model)}"
+    baseline = contenders[0].name
+    speeds = speeds_of(runs, baseline=baseline, references=references)
+    numbers = tuple(prompt.number for prompt, _ in asked)
+    return LatencyReport(config, *_described(models[0]), numbers, baseline, speeds, runs)
+
+
+def _throughput(
+    models: "Sequence[LanguageModel]",
+    modes: "Sequence[OwnMode]",
+    sizes: tuple[int, ...],
+    bar: RunBar,
+    *,
+    prompts: int,
+    max_tokens: int,
+    rounds: int,
+) -> "ThroughputReport":
+    from unmask.benchmark.throughput import (
+        ThroughputConfig,
+        ThroughputReport,
+        balances_of,
+        points_of,
+        run_throughput,
+    )
+    from unmask.evaluation.prompts import first_prompts
+
+    config = ThroughputConfig(sizes, tuple(modes), max_tokens, rounds)
+    asked = [models[0].encode(prompt.text) for prompt in first_prompts(prompts)]
+    crowds = run_throughput(
+        models, asked, config, lambda done, total, said: bar.show("runs", done, total, said)
+    )
+    points = points_of(crowds)
+    return ThroughputReport(config, *_described(models[0]), points, balances_of(points), tuple(crowds))
+
+
+def _described(model: "LanguageModel") -> tuple[dict[str, object], dict[str, object]]:
+    """Return the machine, and the model by name and fingerprint."""
+    from unmask.evaluation.fingerprint import fingerprint
+    from unmask.evaluation.provenance import provenance
+
+    transformer, card = model.checkpoint.transformer, model.checkpoint.card
+    described: dict[str, object] = {
+        "name": card.name,
+        "adapter": card.adapter,
+        "fingerprint": fingerprint(model),
+    }
+    return provenance(transformer.device, transformer.dtype), described
+
+
+def _draw(report: "LatencyReport | ThroughputReport", path: Path) -> Path:
+    from unmask.benchmark.latency import LatencyReport
+    from unmask.benchmark.speed_pictures import draw_latency, draw_throughput
+
+    return draw_latency(report, path) if isinstance(report, LatencyReport) else draw_throughput(report, path)
+
+
+def _tables(report: "LatencyReport | ThroughputReport") -> "list[Table]":
+    from unmask.benchmark.latency import LatencyReport
+
+    if isinstance(report, LatencyReport):
+        return [_speed_table(report)]
+    return [
+        _crowd_table(report, number_format)
+        for number_format in {p.number_format: None for p in report.points}
+    ]
+
+
+def _speed_table(report: "LatencyReport") -> "Table":
+    config = report.config
+    table = new_table(
+        f"{config.max_tokens} tokens after each of {len(report.prompts)} prompts, {config.num_rounds} round(s): "
+        "median (least to greatest)",
+        *("way to write", "tokens/s", "decoding only", f"x {report.baseline}"),
+        *("ms to first token", "tokens/forward", "same text as"),
+    )
+    for name, speed in report.speeds.items():
+        add_row(
+            table,
+            name,
+            _range(speed.tokens_per_s, ".1f"),
+            f"{speed.decode_tokens_per_s.median:.1f}",
+            _range(speed.ratio, ".2f"),
+            f"{1000 * speed.first_token_s.median:.0f}",
+            "" if speed.tokens_per_forward is None else f"{speed.tokens_per_forward:.2f}",
+            ""
+            if name == speed.reference
+            else f"{speed.reference}: {speed.num_equal} of {len(report.prompts)}",
+        )
+    return table
+
+
+def _crowd_table(report: "ThroughputReport", number_format: str) -> "Table":
+    modes = report.config.modes
+    table = new_table(
+        f"tokens/s in {number_format}, {report.config.max_tokens} tokens each: median (least to greatest)",
+        *("requests at once", *modes, "auto / best of ar, speculative"),
+    )
+    points = {(p.concurrency, p.mode): p for p in report.points if p.number_format == number_format}
+    balances = {b.concurrency: b for b in report.balances if b.number_format == number_format}
+    for size in report.config.concurrencies:
+        balance = balances.get(size)
+        add_row(
+            table,
+            str(size),
+            *(_range(points[size, mode].tokens_per_s, ".1f") for mode in modes),
+            "" if balance is None else f"{balance.auto_over_best:.2f}",
+        )
+    return table
+
+
+def _range(spread: "Spread", form: str) -> str:
+    return f"{spread.median:{form}} ({spread.least:{form}} to {spread.greatest:{form}})"
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _chosen(text: str, option: str, known: tuple[str, ...]) -> "tuple[Any, ...]":
+    """Read names parted by commas; UsageError for an unknown one, or for none."""
+    names = _split(text)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UsageError(f"{option} {text!r}: choose from {', '.join(known)}")
+    return names

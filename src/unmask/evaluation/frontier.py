@@ -1,0 +1,326 @@
+"""What fewer forwards cost: task scores, agreement and text quality against tokens per forward, way by way."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from unmask.decoding.language_model import LanguageModel
+from unmask.errors import UsageError
+from unmask.evaluation.agreement import Agreement, measure_agreement
+from unmask.evaluation.average import Average, average
+from unmask.evaluation.fingerprint import fingerprint
+from unmask.evaluation.frontier_config import FrontierConfig
+from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.length_times import LengthTime, length_ways, time_lengths
+from unmask.evaluation.prompts import Prompt, first_prompts
+from unmask.evaluation.provenance import provenance
+from unmask.evaluation.tasks.data import TaskData
+from unmask.evaluation.tasks.task import Task
+from unmask.evaluation.text_quality import Judged, TextJudge, TextQuality
+from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, takes_rules, write
+from unmask.evaluation.zero_shot import EvaluationEvent, evaluate
+from unmask.training.run_folder import RunFolder
+
+REPORT_FILE = "frontier.json"
+TABLE_FILE = "frontier.csv"
+SETTINGS_FILE = "settings.json"
+WRITINGS_FILE = "writings.jsonl"
+TIMES_FILE = "times.jsonl"
+TASKS_FOLDER = "tasks"
+
+
+@dataclass(frozen=True)
+class FrontierRecord:
+    """One prompt in one way, and what the judge says of the text."""
+
+    number: int
+    way: str
+    writing: Writing
+    judged: Judged | None
+
+
+_RECORD, _TIME = TypeAdapter(FrontierRecord), TypeAdapter(LengthTime)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task in one way: its own metric."""
+
+    task: str
+    metric: str
+    score: Average
+    tokens_per_forward: Average | None
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One way to decode. The samples of all averages are prompts, of task scores items.
+
+    `forwards_per_text`: decode forwards. `as_ar`, `as_serial`: agreement with what mode ar, and the same model one
+    token at a time (rule top-k:1), write at temperature 0; None where the model has no such mode.
+    """
+
+    way: Way
+    name: str
+    tokens_per_forward: Average | None
+    forwards_per_text: Average | None
+    quality: TextQuality
+    as_ar: Agreement | None
+    as_serial: Agreement | None
+    tasks: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A way at the temperature where its entropy is the reference's: bits per byte between two measured temperatures.
+
+    None where the measured entropies do not enclose the reference.
+    """
+
+    name: str
+    bits_per_byte: float | None
+    temperature: float | None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The report. `judge`: who judged, and whether it is the very model that wrote.
+
+    `entropy`: the reference of `matched`, that of mode ar at temperature 1, or of the first way where there is none.
+    """
+
+    config: FrontierConfig
+    provenance: Mapping[str, object]
+    model: Mapping[str, object]
+    judge: Mapping[str, object]
+    points: tuple[FrontierPoint, ...]
+    entropy: float | None
+    matched: tuple[Matched, ...]
+    times: tuple[LengthTime, ...]
+
+
+@dataclass(frozen=True)
+class FrontierEvent:
+    """Progress: `done` of `total` of a stage."""
+
+    stage: str
+    done: int
+    total: int
+
+
+def measure_frontier(
+    model: LanguageModel,
+    judge: LanguageModel,
+    config: FrontierConfig,
+    folder: Path,
+    *,
+    tasks: Mapping[str, Task],
+    data: TaskData | None = None,
+    observe: Callable[[FrontierEvent], None] = lambda event: None,
+) -> Frontier:
+    """Write the prompts and answer the tasks in every way; write `REPORT_FILE` and `TABLE_FILE` into the folder.
+
+    Every text is written down as soon as it is judged, so a run that was cut off goes on, and more prompts add to
+    fewer. Raise UsageError for a folder that holds other settings, and what model and judge raise.
+    """
+    ways, reader = config.ways(model), TextJudge(judge)
+    described, judged_by = _description(model), _description(judge)
+    place = RunFolder(folder, "frontier")
+    settings = {**asdict(config), "model": described, "judge": judged_by, "tasks": list(tasks)}
+    del settings["num_prompts"]
+    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
+
+    references = _references(model, config)
+    names = {way.name: way for way in (*ways, *references.values())}
+    ledger, prompts = Ledger(folder / WRITINGS_FILE), first_prompts(config.num_prompts)
+    jobs = [(prompt, way) for prompt in prompts for way in names.values()]
+    for done in range(len(ledger.records), len(jobs)):
+        observe(FrontierEvent("texts", done, len(jobs)))
+        with place.saving():
+            record = _write(model, reader, config, *jobs[done])
+            ledger.add(_RECORD.dump_python(record, mode="json"))
+    observe(FrontierEvent("texts", len(jobs), len(jobs)))
+    records = [_RECORD.validate_python(record) for record in ledger.records[: len(jobs)]]
+
+    scores = {
+        way.name: _task_scores(model, way, tasks, config, folder, data, observe)
+        for way in ways
+        if tasks and way.temperature == 0
+    }
+    points = tuple(_point(way, records, references, scores.get(way.name, ())) for way in ways)
+    entropy = _reference_entropy(points)
+    transformer = model.denoiser.transformer
+    report = Frontier(
+        config,
+        provenance(transformer.device, transformer.dtype),
+        described,
+        {**judged_by, "is_the_model_itself": judged_by["fingerprint"] == described["fingerprint"]},
+        points,
+        entropy,
+        () if entropy is None else _matched(points, entropy),
+        _times(model, config, folder, place, observe),
+    )
+    with place.saving(), place.replacing(REPORT_FILE) as partial:
+        partial.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    with place.saving(), place.replacing(TABLE_FILE) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(rows(report))
+    return report
+
+
+def _description(model: LanguageModel) -> dict[str, object]:
+    card = model.checkpoint.card
+    return {"name": card.name, "adapter": card.adapter, "fingerprint": fingerprint(model)}
+
+
+def _references(model: LanguageModel, config: FrontierConfig) -> dict[str, Way]:
+    """Return what texts are compared with, as far as the model has it."""
+    denoiser = model.denoiser
+    found = {"ar": Way("ar")} if denoiser.predicts_next else {}
+    if takes_rules(denoiser):
+        found["serial"] = Way("diffusion", rule=SERIAL_RULE, block_length=config.block_length)
+    return found
+
+
+def _write(
+    model: LanguageModel, judge: TextJudge, config: FrontierConfig, prompt: Prompt, way: Way
+) -> FrontierRecord:
+    room = model.denoiser.transformer.config.max_positions - config.max_tokens
+    if room < 1:
+        raise UsageError(f"max_tokens={config.max_tokens} leaves the model's window no room for a prompt")
+    prompt_ids = model.encode(prompt.text)
+    writing = write(model, prompt_ids[-room:], way, max_tokens=config.max_tokens, seed=prompt.number)
+    return FrontierRecord(prompt.number, way.name, writing, judge(prompt.text, writing.text))
+
+
+def _task_scores(
+    model: LanguageModel,
+    way: Way,
+    tasks: Mapping[str, Task],
+    config: FrontierConfig,
+    folder: Path,
+    data: TaskData | None,
+    observe: Callable[[FrontierEvent], None],
+) -> tuple[TaskScore, ...]:
+    def show(event: EvaluationEvent) -> None:
+        observe(FrontierEvent(f"{event.task}, {way.name}", event.done, event.total))
+
+    place = folder / TASKS_FOLDER / way.name.replace(":", " ").replace(", ", " ").replace(" ", "-")
+    options = way.options(max_tokens=1)  # every task has its own length
+    report = evaluate(model, tasks, place, options, data=data, limit=config.limit, observe=show)
+    return tuple(
+        TaskScore(task.task, task.metric, task.scores[task.metric], task.tokens_per_forward)
+        for task in report.tasks
+        if task.metric in task.scores
+    )
+
+
+def _point(
+    way: Way,
+    records: Sequence[FrontierRecord],
+    references: Mapping[str, Way],
+    tasks: tuple[TaskScore, ...],
+) -> FrontierPoint:
+    own = [record for record in records if record.way == way.name]
+    texts = [record.writing.token_ids for record in own]
+    forwards = [record.writing.num_decode_forwards for record in own]
+
+    def agreement(name: str) -> Agreement | None:
+        if name not in references:
+            return None
+        truths = [r.writing.token_ids for r in records if r.way == references[name].name]
+        return measure_agreement(texts, truths)
+
+    return FrontierPoint(
+        way,
+        way.name,
+        average([len(text) for text in texts], forwards),
+        average(forwards, [1.0] * len(own)),
+        TextQuality.of(texts, [record.judged for record in own]),
+        agreement("ar"),
+        agreement("serial"),
+        tasks,
+    )
+
+
+def _reference_entropy(points: Sequence[FrontierPoint]) -> float | None:
+    """Return the entropy to compare at; None where only one temperature was measured."""
+    if len({point.way.temperature for point in points}) < 2:
+        return None
+    plain = [point for point in points if (point.way.mode, point.way.temperature) == ("ar", 1.0)]
+    entropy = (plain or list(points))[0].quality.entropy
+    return None if entropy is None else entropy.mean
+
+
+def _matched(points: Sequence[FrontierPoint], entropy: float) -> tuple[Matched, ...]:
+    """Interpolate every way over its temperatures, linearly between the first neighbours that enclose the entropy."""
+    ways = dict.fromkeys(replace(point.way, temperature=0.0) for point in points)
+    found = []
+    for way in ways:
+        own = sorted(
+            (
+                (point.way.temperature, point.quality.entropy.mean, point.quality.bits_per_byte.mean)
+                for point in points
+                if replace(point.way, temperature=0.0) == way
+                and point.quality.entropy is not None
+                and point.quality.bits_per_byte is not None
+            ),
+        )
+        bits = heat = None
+        for (cool, low, few), (hot, high, many) in pairwise(own):
+            if min(low, high) <= entropy <= max(low, high):
+                share = 0.0 if high == low else (entropy - low) / (high - low)
+                bits, heat = few + share * (many - few), cool + share * (hot - cool)
+                break
+        found.append(Matched(way.name, bits, heat))
+    return tuple(found)
+
+
+def _times(
+    model: LanguageModel,
+    config: FrontierConfig,
+    folder: Path,
+    place: RunFolder,
+    observe: Callable[[FrontierEvent], None],
+) -> tuple[LengthTime, ...]:
+    """Time texts of every length, each in every way, prompt after prompt."""
+    if not config.lengths:
+        return ()
+    ledger, jobs = Ledger(folder / TIMES_FILE), length_ways(model, config.lengths)
+    for done in range(len(ledger.records), len(jobs)):
+        observe(FrontierEvent("lengths", done, len(jobs)))
+        with place.saving():
+            ledger.add(_TIME.dump_python(time_lengths(model, jobs[done]), mode="json"))
+    observe(FrontierEvent("lengths", len(jobs), len(jobs)))
+    return tuple(_TIME.validate_python(record) for record in ledger.records[: len(jobs)])
+
+
+def rows(report: Frontier) -> list[list[object]]:
+    """Return the points as rows of a table, headings first; task scores, if any, in columns of their own."""
+    tasks = list(dict.fromkeys(score.task for point in report.points for score in point.tasks))
+    headings = ["way", "tokens_per_forward", "forwards_per_text", "bits_per_byte", "entropy"]
+    headings += ["distinct_1", "distinct_2", "distinct_3", "diversity", "as_ar", "as_serial", *tasks]
+    table: list[list[object]] = [[*headings]]
+    for point in report.points:
+        scores = {score.task: score.score.mean for score in point.tasks}
+        quality = point.quality
+        table.append(
+            [
+                point.name,
+                *map(_mean, (point.tokens_per_forward, point.forwards_per_text)),
+                *map(_mean, (quality.bits_per_byte, quality.entropy)),
+                *quality.distinct,
+                quality.diversity,
+                *(None if one is None else one.overall.mean for one in (point.as_ar, point.as_serial)),
+                *(scores.get(task) for task in tasks),
+            ]
+        )
+    return table
+
+
+def _mean(value: Average | None) -> float | None:
+    return None if value is None else value.mean

@@ -1,0 +1,107 @@
+"""Speed benchmarks: the sums are right, and both commands run to their record on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Command
+from unmask.benchmark.contender import Run
+from unmask.benchmark.latency import LatencyConfig, Spread, run_latency, speeds_of
+from unmask.benchmark.throughput import Crowd, balances_of, points_of
+from unmask.evaluation.prompts import Prompt
+
+
+def run(first_s: float, seconds: float, tokens: tuple[int, ...] = (1, 2, 3, 4)) -> Run:
+    return Run(tokens, first_s, seconds, num_forwards=3, num_decode_forwards=2)
+
+
+def test_speeds_are_sums_over_prompts_and_medians_over_rounds() -> None:
+    runs = {
+        "slow": [[run(1, 4), run(1, 4), run(1, 8)], [run(1, 4), run(1, 4), run(1, 8)]],
+        "fast": [
+            [run(0.5, 1), run(0.5, 2), run(0.5, 1)],
+            [run(0.5, 1), run(0.5, 2), run(0.5, 1, (1, 2, 3, 9))],
+        ],
+    }
+    speeds = speeds_of(runs, baseline="slow", references=dict.fromkeys(runs, "slow"))
+    slow, fast = speeds["slow"], speeds["fast"]
+    assert slow.tokens_per_s == Spread(1.0, 0.5, 1.0)
+    assert fast.tokens_per_s == Spread(4.0, 2.0, 4.0)
+    assert fast.ratio == Spread(4.0, 2.0, 8.0)
+    assert slow.decode_tokens_per_s.median == 1.0
+    assert slow.first_token_s.median == 1.0
+    assert slow.tokens_per_forward == 2.0
+    assert (slow.num_equal, fast.num_equal) == (2, 1)
+
+
+def test_contenders_take_turns() -> None:
+    class Recorder:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def write(self, prompt_ids: object, max_tokens: int) -> Run:
+            order.append((self.name, prompt_ids, max_tokens))
+            return run(1, 2)
+
+    order: list[tuple[str, object, int]] = []
+    prompts = [(Prompt(0, "chat", "x"), [1]), (Prompt(1, "chat", "y"), [2])]
+    contenders = [Recorder("a"), Recorder("b")]
+    runs = run_latency(contenders, prompts, LatencyConfig(1, 40, 2), lambda *said: None)
+    written = [(name, prompt) for name, prompt, length in order if length == 40]
+    assert written[:4] == [("a", [1]), ("b", [1]), ("a", [2]), ("b", [2])]
+    assert written[4:] == [("b", [1]), ("a", [1]), ("b", [2]), ("a", [2])]
+    assert [len(own) for own in runs["a"]] == [2, 2]
+
+
+def test_the_balance_is_against_the_best_lossless_mode() -> None:
+    seconds = {"ar": 2.0, "speculative": 1.0, "diffusion": 0.1, "auto": 1.25}
+    crowds = [Crowd(mode, "int8", 4, 100, 60, 50, spent) for mode, spent in seconds.items()]  # type: ignore[arg-type]
+    (balance,) = balances_of(points_of(crowds))
+    assert (balance.best, balance.auto_over_best, balance.concurrency) == ("speculative", 0.8, 4)
+
+
+@pytest.mark.parametrize("kind", ["latency", "throughput"])
+def test_the_command_writes_a_record_and_a_picture(
+    kind: str, unmask_command: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "record.json"
+    own = ["--against", "transformers"] if kind == "latency" else ["--concurrency", "1,3"]
+    result = unmask_command(
+        "bench", kind, tiny_model, "--out", out, "--max-tokens", "6", "--rounds", "1", *own, "--json"
+    )
+    assert result.status == 0, result.err
+    record = json.loads(out.read_text())
+    assert json.loads(result.out) == record
+    assert record["model"]["fingerprint"]
+    assert out.with_suffix(".png").stat().st_size
+    if kind == "throughput":
+        assert {(p["mode"], p["number_format"], p["concurrency"]) for p in record["points"]} == {
+            (mode, number_format, size)
+            for mode in ("ar", "diffusion", "speculative", "auto")
+            for number_format in ("float32", "int8")
+            for size in (1, 3)
+        }
+        assert all(crowd["num_tokens"] == 6 * crowd["concurrency"] for crowd in record["crowds"])
+        return
+    assert record["baseline"] == "transformers float32"
+    assert all(len(run["token_ids"]) == 6 for own in record["runs"].values() for runs in own for run in runs)
+    for name in ("transformers float32", "speculative float32", "speculative int8", "auto int8"):
+        assert record["speeds"][name]["num_equal"] == len(record["prompts"]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["speed"], "unknown benchmark 'speed'"),
+        (["latency", "--concurrency", "2"], "--concurrency belongs to throughput"),
+        (["throughput", "--against", "transformers"], "belong to latency"),
+        (["latency", "--modes", "fast"], "--modes 'fast'"),
+        (["latency", "--formats", "int4"], "--formats 'int4'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused(arguments: list[str], said: str, unmask_command: Command) -> None:
+    result = unmask_command("bench", *arguments)
+    assert result.status == 2
+    assert said in result.err
