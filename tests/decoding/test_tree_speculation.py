@@ -1,5 +1,8 @@
 """Fused and tree speculation write the autoregressive text: greedy token for token, sampled in law."""
 
+import itertools
+import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
-from test_lossless import LENGTH, PROMPT, VOCAB_SIZE, exact_law
+from test_draft_tree import Coin, Fate, let_fate_decide, outcomes
+from test_lossless import turned_into
+from torch import Tensor
 
-from unmask.decoding import proposal
+from unmask.decoding import proposal, text_law, tree_speculation
+from unmask.decoding.candidates import sampling_law
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.options import Options
-from unmask.decoding.proposal import Settled
+from unmask.decoding.proposal import Moment, Settled
 from unmask.layout import Segment
 from unmask.model import packed
-from unmask.model.denoiser import Denoiser
-from unmask.model.packed import Branch
+from unmask.model.cache import KVCache
+from unmask.model.denoiser import Denoiser, Draft
+from unmask.model.packed import Branch, Part
 from unmask.testing import check_lossless
 from unmask.tokenizer import Tokenizer
 
@@ -163,59 +169,119 @@ def test_a_planted_fault_is_caught(
         check_lossless(denoiser, tokenizer, prompts[:8], options)
 
 
-NUM_SEEDS = 400
+def logits_of(text: Sequence[int], place: int | None = None) -> Tensor:
+    """Return made-up logits (V,) over two letters: after a text, or at a place of a canvas after it."""
+    generator = torch.Generator().manual_seed(zlib.crc32(repr((list(text), place)).encode()))
+    logits = torch.full((32,), -torch.inf)
+    logits[2:4] = torch.randn(2, generator=generator) * 1.5
+    return logits
 
 
-def p_value(denoiser: Denoiser, tokenizer: Tokenizer, options: Options) -> float:
-    """Return Pearson's chi-square p-value of many seeds against the autoregressive law; rare outcomes share a bin."""
-    law = exact_law(denoiser, options)
-    seen = Counter(
-        generate(denoiser, tokenizer, PROMPT, replace(options, seed=seed, max_tokens=LENGTH)).token_ids
-        for seed in range(NUM_SEEDS)
-    )
-    assert all(law[tokens] > 0 for tokens in seen)
-    common = [tokens for tokens, mass in law.items() if mass * NUM_SEEDS >= 5]
-    expected = [law[tokens] * NUM_SEEDS for tokens in common]
-    observed = [seen[tokens] for tokens in common]
-    rest = NUM_SEEDS - sum(expected)
-    assert len(common) > 15
-    return float(chisquare([*observed, NUM_SEEDS - sum(observed)], [*expected, rest]).pvalue)
+class TextCache(KVCache):
+    """A cache whose keys and values are the tokens themselves."""
+
+    def __init__(self) -> None:
+        self.lengths, self.tokens = [0], list[int]()
+
+    def store(self, tokens: Sequence[int], start: int) -> list[int]:
+        """Store tokens and return the text up to them."""
+        assert start <= self.lengths[0]
+        self.tokens[start:] = tokens
+        self.lengths = [len(self.tokens)]
+        return list(self.tokens)
 
 
-@pytest.mark.parametrize(
-    ("way", "logit_shift"),
-    [({"tree_size": 5}, False), ({"num_predrafts": 9}, True), ({"tree_size": 4, "num_predrafts": 9}, False)],
-)
-def test_sampled_law(
-    make_denoiser: MakeDenoiser, tokenizer: Tokenizer, way: dict[str, int], logit_shift: bool
+class TableDenoiser(Denoiser):
+    """A denoiser that looks its laws up."""
+
+    def new_cache(self, capacity: int, *, num_rows: int = 1) -> KVCache:
+        return TextCache()
+
+    def causal(
+        self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1
+    ) -> Tensor:
+        assert isinstance(cache, TextCache)
+        text = cache.store(tokens.tolist(), start)
+        return torch.stack([logits_of(text[: len(text) - back]) for back in reversed(range(num_heads))])
+
+    def draft(
+        self, pending: Sequence[int], canvas: Tensor, start: int, cache: KVCache, **unused: Any
+    ) -> Draft:
+        assert isinstance(cache, TextCache)
+        text = cache.store(pending, start)
+        return Draft(logits_of(text), torch.stack([logits_of(text, place) for place in range(len(canvas))]))
+
+
+def table_parts(denoiser: Denoiser, parts: Sequence[Part], cache: TextCache) -> Tensor:
+    """Answer a part from the tables."""
+    (part,) = parts
+    text = cache.store(part.tokens, part.start)
+    found = [logits_of(text[: len(text) - back]) for back in reversed(range(part.num_laws))]
+    grown = [(part.start, text)]
+    for branch in part.branches:
+        start, above = grown[0 if branch.parent is None else branch.parent + 1]
+        root = above[: start + branch.offset]
+        grown.append((len(root), [*root, *branch.tokens]))
+        if branch.places is None:
+            found += [logits_of([*root, *branch.tokens[: place + 1]]) for place in range(len(branch.tokens))]
+        else:
+            found += [logits_of(root, place) for place in branch.places]
+    return torch.stack(found)
+
+
+def largest_gap(
+    patch: pytest.MonkeyPatch, denoiser: Denoiser, tokenizer: Tokenizer, options: Options
+) -> float:
+    """Return how far the law of the texts that a loop writes is from the autoregressive one, by exact sums."""
+    tables = turned_into(TableDenoiser, denoiser)
+    prompt = [5, 4]
+
+    def program(fate: Fate) -> tuple[int, ...]:
+        let_fate_decide(patch, fate)
+        patch.setattr(
+            text_law, "draw", lambda law, noise: torch.tensor([fate.choose(row.tolist()) for row in law])
+        )
+        patch.setattr(Moment, "node_noise", lambda self, count, stream: [Coin(fate)] * count)
+        return generate(tables, tokenizer, prompt, options).token_ids
+
+    patch.setattr(tree_speculation, "run_parts", table_parts)
+    found = outcomes(program)
+    wanted = {}
+    for text in itertools.product((2, 3), repeat=options.max_tokens):
+        laws = [sampling_law(logits_of([*prompt, *text[:n]]), options) for n in range(len(text))]
+        wanted[text] = math.prod(float(law[token]) for law, token in zip(laws, text, strict=True))
+    assert set(found) <= set(wanted)
+    return max(abs(found.get(text, 0.0) - mass) for text, mass in wanted.items())
+
+
+DRAWN_WAYS = [
+    {"tree_size": 3},
+    {"num_predrafts": 9},
+    {"num_predrafts": 1},
+    {"tree_size": 3, "num_predrafts": 9},
+]
+
+
+@pytest.mark.parametrize("way", DRAWN_WAYS, ids=str)
+def test_what_the_loop_draws_follows_the_autoregressive_law(
+    make_denoiser: MakeDenoiser, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, way: dict[str, int]
 ) -> None:
-    denoiser = make_denoiser(vocab_size=VOCAB_SIZE, num_layers=1, sharpness=1.5, logit_shift=logit_shift)
-    options = options_of(way, block_length=3, temperature=0.9, top_k=3)
-    assert p_value(denoiser, tokenizer, options) > 1e-3
+    options = options_of(way, block_length=3, max_tokens=4, temperature=0.9)
+    assert largest_gap(monkeypatch, make_denoiser(logit_shift=False), tokenizer, options) < 1e-9
 
 
 def test_a_draft_taken_for_another_law_is_found(
     make_denoiser: MakeDenoiser, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next tree is judged by the canvas it did not come from."""
-    denoiser = make_denoiser(vocab_size=VOCAB_SIZE, num_layers=1, sharpness=1.5)
-    settle = proposal.Proposal.settle
+    """Candidates are judged as if they had been drawn from the square of their law."""
+    offered = proposal.offer_of
 
-    def wrong(self: proposal.Proposal, *rest: Any) -> Settled:
-        flat = replace(self, offer=_Tilted(self.offer))
-        return settle(flat, *rest)
+    def wrong(logits: Tensor, *rest: Any, **named: Any) -> Any:
+        offer = offered(logits, *rest, **named)
+        drawn_from = offer.law
+        offer.law = lambda path, taken: drawn_from(path, taken) ** 2
+        return offer
 
-    monkeypatch.setattr(proposal.Proposal, "settle", wrong)
-    options = options_of({"num_predrafts": 9}, block_length=3, temperature=0.9, top_k=3)
-    assert p_value(denoiser, tokenizer, options) < 1e-4
-
-
-class _Tilted:
-    """An offer that tells another law than it drew from."""
-
-    def __init__(self, offer: Any) -> None:
-        self._offer, self.depth = offer, offer.depth
-
-    def law(self, path: tuple[int, ...], taken: Sequence[int]) -> torch.Tensor:
-        law: torch.Tensor = self._offer.law(path, taken)
-        return law.flip(0) + 0.01
+    monkeypatch.setattr(proposal, "offer_of", wrong)
+    options = options_of({"num_predrafts": 9}, block_length=3, max_tokens=4, temperature=0.9)
+    assert largest_gap(monkeypatch, make_denoiser(logit_shift=False), tokenizer, options) > 1e-3

@@ -80,6 +80,23 @@ NumStepsOption = Annotated[
         metavar="N",
     ),
 ]
+TreeSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="speculative: most candidates of a draft, several at a place (default: one at each).",
+        metavar="N",
+        show_default=False,
+    ),
+]
+NumPredraftsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--predrafts",
+        "--num-predrafts",
+        help="speculative: likely ends of a verification that have their next draft in the same forward.",
+        metavar="N",
+    ),
+]
 MaxTokensOption = Annotated[int, typer.Option(help="Most tokens to write.", metavar="N")]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", metavar="T")]
 TopPOption = Annotated[

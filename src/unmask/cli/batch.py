@@ -25,6 +25,7 @@ from unmask.cli.arguments import (
     MaxTokensOption,
     MinPOption,
     NumLogprobsOption,
+    NumPredraftsOption,
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
@@ -39,6 +40,7 @@ from unmask.cli.arguments import (
     TokenBudgetOption,
     TopKOption,
     TopPOption,
+    TreeSizeOption,
 )
 from unmask.cli.output import print_json, print_line
 from unmask.cli.request import decoding_options, opening
@@ -117,6 +119,8 @@ def batch(
     rule: RuleOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
+    tree_size: TreeSizeOption = None,
+    num_predrafts: NumPredraftsOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -158,6 +162,8 @@ def batch(
         "rule": rule,
         "block_length": block_length,
         "num_steps": num_steps,
+        "tree_size": tree_size,
+        "num_predrafts": num_predrafts,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,

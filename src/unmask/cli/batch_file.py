@@ -20,6 +20,8 @@ class Settings(BaseModel):
     rule: str | None = None
     block_length: int | None = None
     num_steps: int | None = None
+    tree_size: int | None = None
+    num_predrafts: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -38,12 +40,12 @@ class Settings(BaseModel):
         """Return the defaults with what is given here in their place.
 
         A line that sets a mode of its own does not inherit what belongs to the mode: rule, block length, steps,
-        log-probabilities. Nor does one that gives stop tokens inherit others.
+        tree, pre-drafts, log-probabilities. Nor does one that gives stop tokens inherit others.
         """
         given = self.model_dump(include=set(Settings.model_fields), exclude_none=True)
         dropped: set[str] = set()
         if given.get("mode", defaults["mode"]) != defaults["mode"]:
-            dropped |= {"rule", "block_length", "num_steps", "logprobs"}
+            dropped |= {"rule", "block_length", "num_steps", "tree_size", "num_predrafts", "logprobs"}
         if given.keys() & {"stop_token", "ignore_stop_tokens"}:
             dropped |= {"stop_token", "ignore_stop_tokens"}
         return {name: value for name, value in defaults.items() if name not in dropped} | given

@@ -22,6 +22,7 @@ from unmask.cli.arguments import (
     MaxTokensOption,
     MinPOption,
     NumLogprobsOption,
+    NumPredraftsOption,
     NumStepsOption,
     OfflineFlag,
     OwnModeOption,
@@ -37,6 +38,7 @@ from unmask.cli.arguments import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TreeSizeOption,
 )
 from unmask.cli.output import print_json
 from unmask.cli.request import decoding_options, opening, own_mode, read_constraint
@@ -62,6 +64,8 @@ def generate(
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
+    tree_size: TreeSizeOption = None,
+    num_predrafts: NumPredraftsOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -108,6 +112,8 @@ def generate(
         sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
+        tree_size=tree_size,
+        num_predrafts=num_predrafts,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
