@@ -141,6 +141,16 @@ def _keep_rejected_drafts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Request, "accept", wrong)
 
 
+def _keep_rejected_candidates(patch: pytest.MonkeyPatch) -> None:
+    """What the trunk stored passes for what was accepted beside it."""
+    accept_path = Request.accept_path
+
+    def wrong(self: Request, accepted: Sequence[int], next_token: int, *, num_stored: int) -> None:
+        accept_path(self, accepted, next_token, num_stored=min(len(accepted), len(self.drafts)))
+
+    patch.setattr(Request, "accept_path", wrong)
+
+
 FAULTS = {
     "slot off by a page": _write_a_page_off,
     "stale cache after preemption": _trust_stale_pages,
@@ -149,6 +159,7 @@ FAULTS = {
     "canvases causal": _see_backwards_only,
     "chunks counted as decode forwards": _count_chunks,
     "rejected drafts kept": _keep_rejected_drafts,
+    "rejected candidates kept": _keep_rejected_candidates,
 }
 
 
@@ -241,6 +252,17 @@ def test_events_tell_every_token_once_and_what_is_open() -> None:
     assert engine.step() == []
 
 
+def test_a_trees_verification_is_one_forward_with_pre_drafts_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(kind=3)  # no logit shift
+    engine.add(PROMPT, options_of("speculative", tree_size=5, num_predrafts=2, max_tokens=30))
+    seen = count_forwards(monkeypatch)
+    for _ in range(3):
+        engine.step()
+    assert seen == [(4, 1), (1 + 4, 1 + 4), (5 + 2 * 4, 5 + 2 * 3)]
+
+
 def test_a_prompt_seen_before_costs_one_short_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(token_budget=64)
     prompt = (2, 3, 4, 5) * 10
@@ -276,6 +298,12 @@ def test_only_requests_that_are_here_can_be_aborted() -> None:
     ("prompt", "options", "sizes", "message"),
     [
         ((), options_of("ar"), {}, "the prompt has no tokens"),
+        (
+            PROMPT,
+            options_of("speculative", tree_size=9, num_predrafts=2),
+            {"token_budget": 17},
+            "its tree and its pre-drafts need forwards of 18 tokens",
+        ),
         (PROMPT, options_of("ar", max_tokens=500), {"num_pages": 8}, "need 32 pages; the engine has 8"),
         (PROMPT, options_of("diffusion", block_length=40), {"token_budget": 40}, "token_budget is 40"),
     ],
@@ -347,6 +375,8 @@ def test_calibration_measures_forwards_and_planning_is_for_speculation() -> None
     assert engine.planner.curve.seconds(8) > 0
     with pytest.raises(UsageError, match="mode 'ar' cannot be planned"):
         engine.add(PROMPT, options_of("ar"), planned=True)
+    with pytest.raises(UsageError, match="with a tree or pre-drafts cannot be planned"):
+        engine.add(PROMPT, options_of("speculative", tree_size=4), planned=True)
     engine.add(PROMPT, options_of("speculative"), planned=True)
     engine.step()
     engine.step()
