@@ -6,7 +6,8 @@
 float32, int8 with its rounding of activations; weights take turns so that none is found in a cache.
 `forwards`: a step of ar, a draft and a verification behind 150 cached tokens, in the layout of the checkpoint, merged,
 and merged in int8; `products_s` is the same forward's products alone, `floor_s` its weights' bytes at the bandwidth
-measured beside it. Everything takes turns; figures are medians and, for a machine that is not alone, least values.
+measured beside it. Everything takes turns; figures are medians and least values. With one thread seconds are its CPU
+time, in which programs beside it count only by what they take from caches and memory.
 """
 
 import argparse
@@ -36,6 +37,11 @@ STREAMED_BYTES = 64 * 2**20
 Calls = dict[str, Callable[[], object]]
 
 
+def clock() -> float:
+    """Return the CPU time of this thread where torch has no other, so that neighbours on the core do not count."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def take_turns(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
     """Return median and least seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -43,9 +49,9 @@ def take_turns(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = clock()
             call()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: {"median_s": median(own), "least_s": min(own)} for name, own in seconds.items()}
 
 
