@@ -388,7 +388,7 @@ def test_a_hole_is_filled_and_what_surrounds_it_is_given(tmp_path: Path, unmask_
     for noisy, gamma, _ in Watched.seen:
         assert (gamma == low).tolist() == [True, True, False, False, False, True, True]
         torch.testing.assert_close(noisy[[0, 1, 5, 6]], given_rows(around, process))
-    with pytest.raises(UsageError, match="rule Threshold.* needs masks"):
+    with pytest.raises(UsageError, match=r"rule Threshold.* needs masks"):
         model.fill("ab", "cd", length=3, rule="threshold:0.9")
     with pytest.raises(UsageError, match="num_steps=0"):
         model.fill("ab", "cd", length=3, num_steps=0)
