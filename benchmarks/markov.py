@@ -1,6 +1,6 @@
 """Train small models on a Markov chain, whose entropy is known, and see how near their bounds come.
 
-    python benchmarks/markov.py [--steps 1200] [--vocabulary 8] [--length 32] [--cases masked uniform]
+    python benchmarks/markov.py [--steps 1200] [--batches 60] [--cases masked uniform]
 
 One transformer for each objective, same size, same number of sequences. The bound of each is measured on fresh
 sequences, with its standard error, beside the chain's entropy rate: a perfect model costs exactly that. For the masked
@@ -85,6 +85,7 @@ class Bound:
     nats: float
     standard_error: float
     over_entropy: float
+    steps: int
     seconds: float
 
 
@@ -149,6 +150,7 @@ def measure(
     draw: Callable[[], Batch],
     entropy: float,
     num_batches: int,
+    steps: int,
     seconds: float,
 ) -> list[Bound]:
     """Return the bound of each loss over fresh batches."""
@@ -167,6 +169,7 @@ def measure(
             round(float(np.mean(means)), 5),
             round(float(np.std(means, ddof=1) / len(means) ** 0.5), 5),
             round(float(np.mean(means)) / entropy - 1, 5),
+            steps,
             round(seconds, 1),
         )
         for name, means in values.items()
@@ -306,6 +309,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--vocabulary", type=int, default=8)
     parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=60, help="batches of fresh sequences for a bound")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES])
     arguments = parser.parse_args()
     tune_allocator()
@@ -317,7 +321,6 @@ def main() -> None:
     settings = {
         "vocabulary": arguments.vocabulary,
         "length": length,
-        "steps": arguments.steps,
         "sequences_per_step": ROWS,
     }
     old = json.loads((HERE / "markov.json").read_text()) if arguments.cases else {}
@@ -337,7 +340,9 @@ def main() -> None:
         objective = build(case, arguments.vocabulary, length, generator)
         began = time.perf_counter()
         train(objective, draw, arguments.steps, generator)
-        for bound in measure(case, objective, draw, entropy, 60, time.perf_counter() - began):
+        for bound in measure(
+            case, objective, draw, entropy, arguments.batches, arguments.steps, time.perf_counter() - began
+        ):
             known[bound.objective, bound.loss] = bound
             print(bound, file=sys.stderr, flush=True)
         if case.name == "masked":

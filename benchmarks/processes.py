@@ -6,7 +6,8 @@
 Every run is `unmask train benchmarks/processes.toml` with other settings, and is continued where it stopped. Bits per
 byte are those of the held-out documents: exact for `ar`, an upper bound for the others. Samples are judged by the `ar`
 model of the same run (bits per token), beside their own unigram entropy and the share of distinct pairs: a low number
-alone says nothing. Writes benchmarks/processes.json and .png; cases that are not named keep what the report has of them.
+alone says nothing. Writes benchmarks/processes.json and .png; cases that are not named keep what the report has of
+them.
 """
 
 import argparse

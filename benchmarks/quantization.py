@@ -149,7 +149,6 @@ def main() -> None:
     texts = [request.context + request.continuation for item in items for request in item.requests]
     transformer = models["float32"].checkpoint.transformer
     report = {
-        "command": " ".join(["python", *sys.argv]),
         "machine": provenance(transformer.device, transformer.dtype),
         "model": {"name": asked.model, "fingerprint": fingerprint(models["float32"])},
         "text": compare_text(models, texts),

@@ -32,6 +32,7 @@ MODES = ("ar", "diffusion", "speculative")
 MAX_TOKENS = 16
 SHARE_LEAVING = 1 / 3
 MOST_GROWTH_MIB = 32.0
+PATIENCE_S = 20.0
 SETTLED_S = 300.0
 """From when on memory is judged: before, libraries keep a compiled product for every new shape of a batch."""
 
@@ -73,16 +74,22 @@ def questions(model: LanguageModel, seed: int) -> list[Question]:
     return found
 
 
-async def ask(client: httpx.AsyncClient, question: Question, leaves: random.Random | None) -> str:
+async def ask(
+    client: httpx.AsyncClient,
+    question: Question,
+    leaves: random.Random | None,
+    headers: dict[str, str] | None = None,
+) -> str:
     """Send one request and return what became of it; `leaves`: go away before the answer is whole."""
     is_streamed = leaves is not None or question.body["seed"] % 2 == 0
     if not is_streamed:
-        answer = await client.post("/v1/completions", json=question.body)
+        answer = await client.post("/v1/completions", json=question.body, headers=headers)
         if answer.status_code != 200:
             return _refusal(answer.status_code, answer.content)
         return _verdict(answer.json()["choices"][0]["text"], question)
     patience = leaves.randrange(MAX_TOKENS) if leaves is not None else None
-    async with client.stream("POST", "/v1/completions", json={**question.body, "stream": True}) as answer:
+    body = {**question.body, "stream": True}
+    async with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
         if answer.status_code != 200:
             return _refusal(answer.status_code, await answer.aread())
         text, num_chunks = "", 0
@@ -122,14 +129,22 @@ async def visit(
             await asyncio.sleep(generator.uniform(0.5, 1.5))
 
 
-async def last_visit(client: httpx.AsyncClient, question: Question) -> str:
-    """Ask while the server stops; a connection that it had not taken yet is refused, and nothing of it was begun."""
+async def last_visit(client: httpx.AsyncClient, question: Question, number: int) -> str:
+    """Ask while the server stops, under a request id of one's own."""
     try:
-        return await ask(client, question, None)
-    except (httpx.ConnectError, httpx.ReadError):
-        return "not accepted"
-    except httpx.RemoteProtocolError as error:
-        return "not accepted" if "without sending a response" in str(error) else "cut"
+        return await ask(client, question, None, {"X-Request-Id": f"last-{number}"})
+    except httpx.TransportError:
+        return "no answer"
+
+
+async def all_asked(client: httpx.AsyncClient, wanted: int) -> None:
+    """Wait until so many answers are open, or as many as there will be."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        state = await gauges(client)
+        if state["unmask_answers_running"] + state["unmask_answers_waiting"] >= wanted:
+            return
+        await asyncio.sleep(0.05)
 
 
 async def watch_memory(pid: int, tally: Tally) -> None:
@@ -152,11 +167,13 @@ async def start(model: str, cache_mib: int) -> tuple[asyncio.subprocess.Process,
     raise SystemExit("the server did not start")
 
 
-async def drain_log(server: asyncio.subprocess.Process, levels: Counter[str]) -> None:
-    """Read the server's log to its end, counting lines by level."""
+async def read_log(server: asyncio.subprocess.Process, levels: Counter[str], ids: set[str]) -> None:
+    """Read the server's log to its end: count lines by level, note the ids of requests that it took."""
     assert server.stderr is not None
     async for line in server.stderr:
-        levels[json.loads(line)["level"] if line.startswith(b"{") else "other"] += 1
+        entry = json.loads(line) if line.startswith(b"{") else {"level": "other"}
+        levels[entry["level"]] += 1
+        ids.add(entry.get("request_id", ""))
 
 
 async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
@@ -171,8 +188,8 @@ async def crowd(
 ) -> dict[str, Any]:
     """Run the whole test against a server of its own, and return the report."""
     server, url = await start(model, cache_mib)
-    tally, last, levels = Tally(), Counter[str](), Counter[str]()
-    reading = asyncio.create_task(drain_log(server, levels))
+    tally, levels, ids = Tally(), Counter[str](), set[str]()
+    reading = asyncio.create_task(read_log(server, levels, ids))
     watching = asyncio.create_task(watch_memory(server.pid, tally))
     limits = httpx.Limits(max_connections=None)
     try:
@@ -189,12 +206,19 @@ async def crowd(
             while state["unmask_answers_running"] + state["unmask_answers_waiting"]:
                 await asyncio.sleep(0.1)
                 state = await gauges(client)
-            final = [asyncio.create_task(last_visit(client, asked[n % len(asked)])) for n in range(clients)]
-            await asyncio.sleep(0.5)
+            final = [
+                asyncio.create_task(last_visit(client, asked[n % len(asked)], n)) for n in range(clients)
+            ]
+            await all_asked(client, clients // 2)
             server.send_signal(signal.SIGTERM)
-            last.update(await asyncio.gather(*final))
+            last = await asyncio.gather(*final)
         status = await server.wait()
         await reading
+        # A request that the server never took is the kernel's; one that it took and did not answer is cut.
+        fates = Counter(
+            ("cut" if f"last-{number}" in ids else "not accepted") if fate == "no answer" else fate
+            for number, fate in enumerate(last)
+        )
     finally:
         watching.cancel()
         if server.returncode is None:
@@ -208,7 +232,7 @@ async def crowd(
         "pages_back": state["unmask_pages_available"],
         "memory_growth_mib": round(tally.growth_mib, 1),
         "memory_mib": [round(mib) for mib in tally.memory_mib[:: max(1, len(tally.memory_mib) // 20)]],
-        "at_sigterm": dict(last),
+        "at_sigterm": dict(fates),
         "exit_signal": -status,
         "log_levels": dict(levels),
     }

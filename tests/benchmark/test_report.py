@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from command_line import Command
 from unmask.benchmark.compare import compare
 from unmask.benchmark.record import find_records, read_record
 from unmask.errors import FailureError, UsageError
+from unmask.evaluation.provenance import provenance
 from unmask.evaluation.published import markdown_table, published_for, published_scores
 from unmask.evaluation.tasks import TASKS
 
@@ -136,6 +138,21 @@ def test_the_comparison_as_a_table(unmask_command: Command, folder: Path) -> Non
     assert "boolq" not in done.out
     changes = json.loads(unmask_command("compare", *both, "--json").out)["changes"]
     assert len(changes) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["/x/bin/unmask", "sol", "--out", "a b"], "unmask sol --out 'a b'"),
+        (["/x/unmask/__main__.py", "sol"], "unmask sol"),
+        (["/x/benchmarks/exact.py", "--all"], "python benchmarks/exact.py --all"),
+    ],
+)
+def test_a_record_names_its_command_as_one_would_type_it(
+    arguments: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", arguments)
+    assert provenance(torch.device("cpu"), torch.float32)["command"] == command
 
 
 def test_published_scores_are_per_cent_with_a_source() -> None:

@@ -11,6 +11,7 @@ import torch
 from tiny_models import CONFIG, byte_tokenizer, logits_of, tiny_checkpoint
 
 from unmask.config import AdapterConfig
+from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES, Rule, View, leading
@@ -20,7 +21,6 @@ from unmask.errors import UsageError
 from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound, Duel
 from unmask.evaluation.continuations import Continuation
-from unmask.evaluation.infilling import fill
 from unmask.evaluation.model_scorer import LIKELIHOODS, ModelScorer
 from unmask.evaluation.scoring import Gap, GenerationRequest, LikelihoodRequest
 from unmask.model.adapter import Adapter
@@ -186,7 +186,7 @@ GAP = GenerationRequest("def f(x):\n", ("\n",), 16, Gap("\n    return y\n", "   
 def test_a_gap_is_filled_with_a_view_of_both_sides(converted: LanguageModel) -> None:
     scorer = ModelScorer(converted, Options(mode="diffusion", rule=RULES.parse("top-k:1")))
     (answer,) = scorer.generate_until([GAP])
-    assert answer.num_tokens == answer.num_forwards == 9
+    assert answer.num_tokens == answer.num_decode_forwards == 9
     assert "\n" not in answer.text
     other = replace(GAP, gap=Gap("\n    print(x)\n", "    y = x"))
     assert scorer.generate_until([other])[0].text != answer.text
@@ -274,11 +274,11 @@ class _RightToLeft(Rule):
 @pytest.mark.parametrize("sampler", [None, Ancestral()])
 def test_a_full_attention_model_fills_a_gap_too(sampler: Sampler | None) -> None:
     model = tiny("full")
-    options = Options(mode="diffusion", sampler=sampler).resolve(block_length=2, stop_token_ids=())
-    filling = fill(model.denoiser, [1, 2, 3], 3, [4, 5], options)
-    assert len(filling.tokens) == 3
+    options = Options(mode="diffusion", sampler=sampler, max_tokens=3, suffix_ids=(4, 5))
+    filling = generate(model.denoiser, model.tokenizer, [1, 2, 3], options)
+    assert len(filling.token_ids) == 3
     assert 1 <= filling.num_forwards <= 3
-    assert max(filling.tokens) < 6
+    assert max(filling.token_ids) < 6
 
 
 def test_likelihoods_by_name(plain: LanguageModel) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from unmask.cli.session import settle_threads
 from unmask.model.thread_probe import fastest_thread_count, preferred_count
 
 
@@ -25,3 +26,18 @@ def test_the_answer_is_in_bounds(most: int) -> None:
 )
 def test_the_preferred_count(seconds: dict[int, float], count: int) -> None:
     assert preferred_count(seconds) == count
+
+
+def test_threads_are_settled_for_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    asked: list[int] = []
+
+    def probe(most: int) -> int:
+        asked.append(most)
+        return most
+
+    monkeypatch.setattr("unmask.model.thread_probe.fastest_thread_count", probe)
+    settle_threads("cuda:1")
+    assert asked == []
+    settle_threads("cpu")
+    assert asked == [torch.get_num_threads()]

@@ -84,6 +84,23 @@ def test_frames_of_a_canvas_come_with_the_chunks(served: Served) -> None:
     assert sum(len(frame["decided"]) for frame in frames) == 9
 
 
+def test_a_hole_is_filled_as_the_decoder_does(served: Served, model: LanguageModel) -> None:
+    wanted: dict[str, Any] = {"model": "tiny", "prompt": "abc", "suffix": " xyz", "max_tokens": 6, "seed": 4}
+    answer = served.client.completions.create(**wanted, temperature=0, extra_body={"mode": "diffusion"})
+    truth = model.fill("abc", " xyz", length=6, seed=4)
+    assert answer.choices[0].text == truth.text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 6
+    extra = {"mode": "diffusion", "stream_canvas": True}
+    chunks = list(served.client.completions.create(**wanted, temperature=0, stream=True, extra_body=extra))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == truth.text
+    frames = [(chunk.choices[0].model_extra or {})["unmask"] for chunk in chunks]
+    lengths = [len(frame["canvas"]) for frame in frames if frame and "canvas" in frame]
+    assert lengths == [0, *[6] * 6]  # the first is the prefill
+    with pytest.raises(openai.BadRequestError, match="suffix without max_tokens"):
+        served.client.completions.create(**wanted | {"max_tokens": None})
+
+
 def test_answers_differ_by_their_seeds(served: Served, model: LanguageModel) -> None:
     answer = served.client.completions.create(
         model="tiny", prompt=["abc", "x"], n=3, seed=7, max_tokens=8, echo=True
@@ -173,7 +190,7 @@ def test_a_forced_call_is_a_call(served: Served) -> None:
         ({"temperature": 9}, "temperature", "less than or equal to 2"),
         ({"n": 9}, "n", "at most 8"),
         ({"max_tokens": 99_999}, "max_tokens", "holds 4096"),
-        ({"stop": [""]}, "stop.0", "at least 1 character"),
+        ({"stop": [""]}, "stop.0", "at least 1"),
         ({"logit_bias": {"999": 1}}, None, "999"),
         ({"extra_body": {"response_format": {"type": "regex", "pattern": "("}}}, "response_format", "regex"),
         ({"stop": "a", "extra_body": {"response_format": {"type": "json_object"}}}, None, "stop"),

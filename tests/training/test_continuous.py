@@ -32,7 +32,6 @@ from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
 from unmask.diffusion.markov import MarkovChain
 from unmask.errors import CheckpointError, UsageError
 from unmask.evaluation.gaussian_likelihood import gaussian_bound
-from unmask.evaluation.infilling import fill
 from unmask.evaluation.model_scorer import LIKELIHOODS, ModelScorer
 from unmask.evaluation.scoring import LikelihoodRequest
 from unmask.layout import Layout
@@ -262,6 +261,9 @@ def test_steps_are_forwards_and_the_prompt_is_given(arguments: dict[str, Any], n
         ({"mode": "diffusion", "sampler": "threshold:0.9"}, "needs noise on tokens"),
         ({"mode": "diffusion", "sampler": "eulr"}, "did you mean 'euler'"),
         ({"mode": "diffusion", "num_steps": 0}, "num_steps=0"),
+        ({"num_steps": 2.5}, "num_steps=2.5"),
+        ({"frequency_penalty": 1.0}, "frequency_penalty=1.0"),
+        ({"num_logprobs": 2}, "num_logprobs=2 is not supported in mode 'diffusion'"),
     ],
 )
 def test_what_a_continuous_model_cannot_do_is_refused_by_name(
@@ -374,6 +376,31 @@ def test_the_command_line_shows_it_sharpen(unmask_command: Command, tmp_path: Pa
     assert "needs masks, this model's noise is Gaussian" in refused.err
 
 
+def test_a_hole_is_filled_and_what_surrounds_it_is_given(tmp_path: Path, unmask_command: Command) -> None:
+    model = exported(learner(), tmp_path / "model")
+    model.denoiser = Watched(**vars(model.denoiser))
+    Watched.seen.clear()
+    filled = model.fill("ab", "cd", length=3, num_steps=4, temperature=1.0)
+    assert (filled.num_tokens, filled.num_forwards, len(Watched.seen)) == (3, 4, 4)
+    process = model.denoiser.informed().process
+    low, _ = process.schedule.ends()
+    around = torch.tensor([*model.encode("ab", raw=True), *model.tokenizer.encode("cd")])
+    for noisy, gamma, _ in Watched.seen:
+        assert (gamma == low).tolist() == [True, True, False, False, False, True, True]
+        torch.testing.assert_close(noisy[[0, 1, 5, 6]], given_rows(around, process))
+    with pytest.raises(UsageError, match=r"rule Threshold.* needs masks"):
+        model.fill("ab", "cd", length=3, rule="threshold:0.9")
+    with pytest.raises(UsageError, match="num_steps=0"):
+        model.fill("ab", "cd", length=3, num_steps=0)
+    with pytest.raises(UsageError, match="max_tokens=0"):
+        model.fill("ab", "cd", length=0)
+    (tmp_path / "text").write_text("ab<hole>cd", encoding="utf-8")
+    options = ("--model", tmp_path / "model", "--length", "3", "--steps", "4", "--temperature", "1", "--json")
+    done = unmask_command("fill", tmp_path / "text", *options)
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["token_ids"] == list(filled.token_ids)
+
+
 def test_tasks_see_a_continuous_model(tmp_path: Path) -> None:
     """Likelihoods are the bound with the model's own belief; gaps are filled, and what is around them is seen."""
     model = exported(learner(), tmp_path / "model")
@@ -391,8 +418,9 @@ def test_tasks_see_a_continuous_model(tmp_path: Path) -> None:
     assert answer.standard_error > 0
     assert flow.settings["likelihood"] == "Flow(num_steps=3, num_samples=2)"
     Watched.seen.clear()
-    filling = fill(Watched(**vars(model.denoiser)), [1, 2], 3, [4, 5], options)
-    assert (len(filling.tokens), filling.num_forwards) == (3, 3)
+    hole = replace(options, max_tokens=3, suffix_ids=(4, 5))
+    filling = generate(Watched(**vars(model.denoiser)), model.tokenizer, [1, 2], hole)
+    assert (len(filling.token_ids), filling.num_forwards) == (3, 3)
     process = model.denoiser.informed().process
     low, _ = process.schedule.ends()
     for noisy, gamma, _ in Watched.seen:

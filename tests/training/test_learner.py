@@ -62,7 +62,7 @@ def test_what_is_exported_loads_as_it_was(objective: str, tmp_path: Path) -> Non
     learner.recipe.export(weights(learner.network), tmp_path / "model")
     model = load(str(tmp_path / "model"))
     assert all(
-        torch.equal(tensor, model.denoiser.transformer.state_dict()[name])
+        torch.equal(tensor, model.checkpoint.transformer.state_dict()[name])
         for name, tensor in learner.denoiser.transformer.state_dict().items()
     )
     ours = learner.denoiser.conditioning

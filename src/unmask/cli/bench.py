@@ -1,7 +1,6 @@
 """``unmask bench``: how fast this machine writes, beside other programs and with many requests at once."""
 
 import json as json_format
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -131,7 +130,7 @@ def bench(
             report = _throughput(
                 models, chosen, sizes, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
             )
-        record = {"command": " ".join(["unmask", *sys.argv[1:]]), "kind": kind, **asdict(report)}
+        record = {"kind": kind, **asdict(report)}
         try:
             out.write_text(json_format.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:

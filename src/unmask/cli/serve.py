@@ -1,5 +1,6 @@
 """``unmask serve``: OpenAI's API over one model."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,12 +19,19 @@ from unmask.cli.arguments import (
     TokenBudgetOption,
 )
 from unmask.cli.output import print_note
-from unmask.cli.session import calibrate, open_engine, open_model, settle_threads
+from unmask.cli.session import calibrate, count_pages, open_engine, open_model, settle_threads
 from unmask.errors import FailureError
 from unmask.registry import unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+
+    from unmask.decoding.language_model import LanguageModel
+    from unmask.engine.engine import Engine
     from unmask.serving.fields import ServingMode
+    from unmask.serving.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -59,6 +67,14 @@ def serve(
         typer.Option(help="Most tokens of an answer (default: what context and cache hold).", metavar="N"),
     ] = None,
     max_requests: MaxRequestsOption = 32,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            help="Processes with an engine each, run by Ray Serve; 1: an engine in this process.",
+            metavar="N",
+            min=1,
+        ),
+    ] = 1,
     max_queue: Annotated[
         int, typer.Option(help="Most answers that wait; clients beyond get status 429.", metavar="N")
     ] = 256,
@@ -105,17 +121,76 @@ def serve(
         origins=tuple(origin or ()),
     )
     listener = bind(host, port)
-    language_model = open_model(
-        model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+    open_served = partial(
+        open_model, model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
     )
-    settle_threads(device)
-    engine = open_engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
-    if settings.mode == "auto":
-        calibrate(engine, language_model)
+    language_model = open_served()
+    open_its_engine = partial(
+        _open_engine,
+        cache_mib=cache_mib,
+        token_budget=token_budget,
+        max_requests=max_requests,
+        is_planned=settings.mode == "auto",
+    )
     if host not in _LOOPBACK and not settings.api_keys:
         print_note("anyone who reaches this address can use the server: it has no --api-key")
     log_to_stderr(as_json=json)
-    serve_app(create_app(language_model, engine, settings), listener)
+    if replicas == 1:
+        app = create_app(language_model, open_its_engine(language_model), settings)
+    else:
+        app = _replicated_app(
+            language_model,
+            settings,
+            lambda: open_its_engine(open_served()),
+            num_replicas=replicas,
+            max_requests=max_requests,
+            num_pages=count_pages(language_model, cache_mib),
+        )
+    serve_app(app, listener)
+
+
+def _open_engine(
+    model: "LanguageModel", *, cache_mib: int, token_budget: int, max_requests: int, is_planned: bool
+) -> "Engine":
+    settle_threads(model.denoiser.transformer.device.type)
+    engine = open_engine(model, cache_mib, token_budget=token_budget, max_requests=max_requests)
+    if is_planned:
+        calibrate(engine, model)
+    return engine
+
+
+def _replicated_app(
+    model: "LanguageModel",
+    settings: "Settings",
+    open_replica: "Callable[[], Engine]",
+    *,
+    num_replicas: int,
+    max_requests: int,
+    num_pages: int,
+) -> "FastAPI":
+    try:
+        from unmask.serving.ray_replicas import RayReplicas
+    except ModuleNotFoundError as error:
+        raise FailureError(f"--replicas needs {error.name}", "pip install 'unmask[ray]'") from error
+    from unmask.engine.engine import DEFAULT_PAGE_SIZE
+    from unmask.serving.app import app_over
+    from unmask.serving.metrics import Metrics
+    from unmask.serving.replicas import ReplicatedService
+
+    metrics = Metrics()
+    service = ReplicatedService(
+        RayReplicas(
+            open_replica,
+            num_replicas=num_replicas,
+            max_requests=max_requests,
+            on_gpu=model.denoiser.transformer.device.type == "cuda",
+        ),
+        model.denoiser,
+        metrics,
+        max_answers=num_replicas * max_requests + settings.max_queue,
+        max_queue=settings.max_queue,
+    )
+    return app_over(service, model, settings, metrics, capacity=num_pages * DEFAULT_PAGE_SIZE)
 
 
 def _mode(text: str) -> "ServingMode":

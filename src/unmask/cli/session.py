@@ -62,9 +62,9 @@ def open_model(
         )
 
 
-def open_engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, max_requests: int) -> "Engine":
-    """Return an engine whose keys and values take so much memory."""
-    from unmask.engine.engine import DEFAULT_PAGE_SIZE, Engine
+def count_pages(model: "LanguageModel", cache_mib: int) -> int:
+    """Return how many pages of keys and values so much memory holds."""
+    from unmask.engine.engine import DEFAULT_PAGE_SIZE
     from unmask.engine.paged_cache import PagedCache
 
     transformer = model.denoiser.transformer
@@ -72,10 +72,17 @@ def open_engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, ma
     num_pages = cache_mib * 2**20 // page_bytes
     if num_pages < 1:
         raise UsageError(f"--cache-mib {cache_mib} holds no page of {page_bytes} bytes", "give more")
+    return num_pages
+
+
+def open_engine(model: "LanguageModel", cache_mib: int, *, token_budget: int, max_requests: int) -> "Engine":
+    """Return an engine whose keys and values take so much memory."""
+    from unmask.engine.engine import Engine
+
     return Engine(
         model.denoiser,
         model.tokenizer,
-        num_pages=num_pages,
+        num_pages=count_pages(model, cache_mib),
         token_budget=token_budget,
         max_requests=max_requests,
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -50,3 +52,17 @@ class Canvas:
     def num_leading(self) -> Tensor:
         """How many decided positions stand before the first open one: (...)."""
         return (~self.open).long().cumprod(-1).sum(-1)
+
+
+def check_canvases(tokens: Tensor, free: Tensor, *, steps: int, num_seeds: int, vocab_size: int) -> None:
+    """Raise UsageError unless canvases (B, L), their free tokens and seeds fit, and given tokens exist."""
+    if tokens.ndim != 2 or tokens.shape != free.shape or free.dtype != torch.bool or num_seeds != len(tokens):
+        raise UsageError(
+            f"tokens {tuple(tokens.shape)}, free {tuple(free.shape)} {free.dtype} and {num_seeds} seeds do not fit",
+            "give (B, L), (B, L) booleans and B seeds",
+        )
+    if steps < 1:
+        raise UsageError(f"steps={steps} must be at least 1")
+    given = tokens[~free]
+    if ((given < 0) | (given >= vocab_size)).any():
+        raise UsageError(f"given positions hold tokens outside the vocabulary of {vocab_size}", "free them")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw, sampling_law
+from unmask.decoding.canvas import check_canvases
 from unmask.decoding.gaussian_samplers import GaussianMove, GaussianSampler, Seen
 from unmask.decoding.sampling import Sampled
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
 from unmask.diffusion.gaussian_objective import given_rows
-from unmask.errors import UsageError
 from unmask.rng import Stream, uniforms
 
 
@@ -68,7 +68,7 @@ def gaussian_sampling(
     place of the first column in the sequence, a key of the noise. After each forward its probabilities are the next
     one's belief. Raises UsageError for inputs that do not fit each other.
     """
-    _check(process, tokens, free, steps, seeds)
+    check_canvases(tokens, free, steps=steps, num_seeds=len(seeds), vocab_size=process.vocab_size)
     rows, length = tokens.shape
     keys = Keys(tuple(seeds), torch.arange(start, start + length).expand(rows, -1), (0,) * rows)
     given = tokens.where(~free, 0)
@@ -132,23 +132,3 @@ def _normals(keys: Keys, process: Gaussian) -> Tensor:
     inside = torch.from_numpy(draws).clamp(2.0**-54, 1 - 2.0**-53)
     noise: Tensor = torch.special.ndtri(inside)
     return noise.view(places.shape).to(process.embeddings)
-
-
-def _check(process: Gaussian, tokens: Tensor, free: Tensor, steps: int, seeds: Sequence[int]) -> None:
-    if (
-        tokens.ndim != 2
-        or tokens.shape != free.shape
-        or free.dtype != torch.bool
-        or len(seeds) != len(tokens)
-    ):
-        raise UsageError(
-            f"tokens {tuple(tokens.shape)}, free {tuple(free.shape)} {free.dtype} and {len(seeds)} seeds do not fit",
-            "give (B, L), (B, L) booleans and B seeds",
-        )
-    if steps < 1:
-        raise UsageError(f"steps={steps} must be at least 1")
-    given = tokens[~free]
-    if ((given < 0) | (given >= process.vocab_size)).any():
-        raise UsageError(
-            f"given positions hold tokens outside the vocabulary of {process.vocab_size}", "free them"
-        )

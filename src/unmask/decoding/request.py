@@ -99,7 +99,8 @@ class Request:
         """Run the canvas at `start`, and before it the last decided token and any other that is not stored yet."""
         self.count()
         share = canvas.open.double().mean()
-        return self._run_canvas(canvas.tokens, start, share, belief)
+        text = self.decided[:start]
+        return self.denoiser.draft_after(text, canvas.tokens, self.cache, time=share, belief=belief)
 
     def denoise(self, start: int) -> DenoiserFunction:
         """Return the denoiser of a canvas at `start`: of the whole sequence where the model sees it whole."""
@@ -107,15 +108,11 @@ class Request:
             return self.denoiser.whole
 
         def run(tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
-            draft = self._run_canvas(tokens[0], start, time[0], None if belief is None else belief[0])
+            text, past = self.decided[:start], None if belief is None else belief[0]
+            draft = self.denoiser.draft_after(text, tokens[0], self.cache, time=time[0], belief=past)
             return draft.logits[None, : tokens.shape[1], : self.denoiser.vocab_size]
 
         return run
-
-    def _run_canvas(self, tokens: Tensor, start: int, time: Tensor, belief: Tensor | None) -> Draft:
-        first = min(self.cache.lengths[0], start - 1)
-        pending = self.decided[first:start]
-        return self.denoiser.draft(pending, tokens, first, self.cache, time=time, belief=belief)
 
     def step(self) -> Snapshot:
         """Decide one token with one causal forward of the seed, and before it what else is not stored yet."""

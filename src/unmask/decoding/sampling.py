@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.candidates import Keys, Shape, draw
+from unmask.decoding.canvas import check_canvases
 from unmask.decoding.decision import Drift
 from unmask.decoding.sampler import Look, Sampler, require_clean_start
 from unmask.diffusion.denoising import DenoiserFunction, Prediction
@@ -164,23 +165,9 @@ def _check(
 ) -> None:
     sampler.check(process)
     require_clean_start(process, f"{sampler} cannot end at clean tokens")
-    if (
-        tokens.ndim != 2
-        or tokens.shape != free.shape
-        or free.dtype != torch.bool
-        or len(seeds) != len(tokens)
-    ):
-        raise UsageError(
-            f"tokens {tuple(tokens.shape)}, free {tuple(free.shape)} {free.dtype} and {len(seeds)} seeds do not fit",
-            "give (B, L), (B, L) booleans and B seeds",
-        )
-    if steps < 1:
-        raise UsageError(f"steps={steps} must be at least 1")
-    given = tokens[~free]
-    if ((given < 0) | (given >= process.vocab_size) | process.is_masked(given)).any():
-        raise UsageError(
-            f"given positions hold tokens outside the vocabulary of {process.vocab_size}", "free them"
-        )
+    check_canvases(tokens, free, steps=steps, num_seeds=len(seeds), vocab_size=process.vocab_size)
+    if process.is_masked(tokens[~free]).any():
+        raise UsageError("given positions hold the mask token", "free them")
 
 
 def _prior(process: Process, length: int, keys: Keys) -> Tensor:

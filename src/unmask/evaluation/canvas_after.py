@@ -23,13 +23,6 @@ class CanvasAfter:
 
     def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None) -> Tensor:
         """Return logits (1, L, K) of a canvas (1, L)."""
-        start = min(self._cache.lengths[0], len(self._text) - 1)
-        draft = self._denoiser.draft(
-            self._text[start:],
-            tokens[0],
-            start,
-            self._cache,
-            time=time[0],
-            belief=None if belief is None else belief[0],
-        )
+        past = None if belief is None else belief[0]
+        draft = self._denoiser.draft_after(self._text, tokens[0], self._cache, time=time[0], belief=past)
         return draft.logits[None, : tokens.shape[1], : self._denoiser.vocab_size].cpu()

@@ -13,7 +13,6 @@ from unmask.errors import UsageError
 from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound, Duel, Flow
 from unmask.evaluation.continuations import Continuation, LikelihoodKind
-from unmask.evaluation.infilling import fill
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
 from unmask.registry import Registry
 
@@ -23,7 +22,7 @@ LIKELIHOODS: Registry[type[LikelihoodKind]] = Registry(
     items={"ar": Autoregressive, "bound": Bound, "duel": Duel, "flow": Flow},
 )
 
-_OF_A_REQUEST = ("max_tokens", "stop")
+_OF_A_REQUEST = ("max_tokens", "stop", "suffix_ids")
 """Options that each request sets for itself."""
 
 
@@ -111,17 +110,17 @@ class ModelScorer:
         options = replace(
             self._options, max_tokens=request.max_tokens, seed=self._options.seed ^ _digest(request.context)
         )
-        if gap is not None and fills:
+        if gap is not None and after:
             num_open = min(len(tokenizer.encode(gap.removed)), request.max_tokens)
-            filling = fill(self._model.denoiser, kept, num_open, after, options)
-            text = _until(tokenizer.decode(filling.tokens), request.until)
-            counts = (num_open, filling.num_forwards, filling.num_forwards)
+            options = replace(options, max_tokens=num_open, block_length=None, suffix_ids=tuple(after))
+            written = generate(self._model.denoiser, tokenizer, kept, replace(options, stop_token_ids=()))
+            text = _until(written.text, request.until)
         else:
             written = generate(
                 self._model.denoiser, tokenizer, kept, self._with_stops(options, request.until)
             )
             text = written.text
-            counts = (written.num_tokens, written.num_forwards, written.num_decode_forwards)
+        counts = (written.num_tokens, written.num_forwards, written.num_decode_forwards)
         return Generated(text, *counts, num_dropped=len(context) - len(kept))
 
     def _with_stops(self, options: Options, until: Sequence[str]) -> Options:

@@ -196,6 +196,19 @@ class Denoiser:
         logits = self.head(hidden[num_pending - 1 :])
         return Draft(logits[0], logits if self.logit_shift else logits[1:])
 
+    def draft_after(
+        self,
+        text: Sequence[int],
+        canvas: Tensor,
+        cache: KVCache,
+        *,
+        time: Tensor | None = None,
+        belief: Tensor | None = None,
+    ) -> Draft:
+        """Run a canvas after a text, as `draft`, and what of the text is not stored yet, its last token at least."""
+        start = min(cache.lengths[0], len(text) - 1)
+        return self.draft(text[start:], canvas, start, cache, time=time, belief=belief)
+
     def canvas_states(self, canvases: Sequence[Canvas], cache: KVCache) -> CanvasStates:
         """Run canvases that continue cached rows, all in one forward that stores nothing.
 

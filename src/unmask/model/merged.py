@@ -144,7 +144,7 @@ class MergedAdapter(Adapter):
 def product(weight: Tensor, bias: Tensor | None) -> Product:
     """Return the fastest product of this number format: oneDNN's on packed weights for float32 on CPUs, else torch's.
 
-    What MKL does in float32 with ten rows takes it twice as long on some processors (docs/engine.md).
+    On packed weights the rows of a draft cost hardly more than one; torch's own kernel takes longer with every row.
     """
     if (
         weight.device.type != "cpu"

@@ -16,12 +16,13 @@ from unmask.errors import UsageError
 from unmask.serving.backend import Backend
 from unmask.serving.disconnect import unless_gone
 from unmask.serving.errors import ServingError
+from unmask.serving.filling import Filling
 from unmask.serving.metrics import Metrics
 from unmask.serving.protocol import Generating
 from unmask.serving.record import record_of, within
 from unmask.serving.settings import Settings
 from unmask.serving.stream import Chunks, EventStream
-from unmask.serving.ticket import Ticket
+from unmask.serving.ticket import Answers
 from unmask.serving.translate import Plan, Translator
 from unmask.serving.wording import Head, Wording
 
@@ -76,25 +77,31 @@ class Desk:
         }
         if body.user is not None:
             record.about["user"] = body.user
-        ticket = await self.service.submit(plan.orders, is_watched=bool(body.stream))
+        answers = await self._begin(plan, is_watched=bool(body.stream))
         timeout_s = self.settings.timeout_s
         if body.stream:
             has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             chunks = Chunks(
-                ticket,
+                answers,
                 wording,
                 self.model.tokenizer,
                 has_canvas=bool(body.stream_canvas),
                 has_usage=has_usage,
             )
-            return EventStream(chunks, ticket, timeout_s=timeout_s)
+            return EventStream(chunks, answers, timeout_s=timeout_s)
         try:
             async with within(timeout_s, record):
-                generations = await unless_gone(request.receive, _generations(ticket))
+                generations = await unless_gone(request.receive, _generations(answers))
         finally:
-            ticket.close()
+            answers.close()
         record.about["completion_tokens"] = sum(generation.num_tokens for generation in generations)
         return JSONResponse(wording.whole(generations).model_dump(mode="json"))
+
+    async def _begin(self, plan: Plan, *, is_watched: bool) -> Answers:
+        """Return the answers to a plan, being written: holes are beyond the engine."""
+        if any(order.options.suffix_ids for order in plan.orders):
+            return Filling(plan.orders, self.model, self.service, self.metrics)
+        return await self.service.submit(plan.orders, is_watched=is_watched)
 
 
 def desk_of(request: Request) -> Desk:
@@ -103,10 +110,10 @@ def desk_of(request: Request) -> Desk:
     return desk
 
 
-async def _generations(ticket: Ticket) -> Sequence[Generation]:
+async def _generations(answers: Answers) -> Sequence[Generation]:
     """Return the finished answers, in the order of the orders."""
     done: dict[int, Generation] = {}
-    async for index, event in ticket:
+    async for index, event in answers:
         if isinstance(event, Finished):
             done[index] = event.generation
-    return [done[index] for index in range(len(ticket.orders))]
+    return [done[index] for index in range(len(answers.orders))]

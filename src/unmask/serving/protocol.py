@@ -98,7 +98,11 @@ class CompletionRequest(Generating):
         16, ge=1, lt=2**31, description="Most tokens of an answer; null: what fits."
     )
     echo: bool | None = Field(None, description="Begin every answer with its prompt.")
-    suffix: Annotated[Any, Refused("it is not built yet", ("",))] = None
+    suffix: Annotated[Text | None, Only(DIFFUSION_ONLY, "the others do not see what comes after")] = Field(
+        None,
+        description="What comes after: the answer fills a hole of exactly max_tokens. The model sees its first 64 "
+        "tokens.",
+    )
     logprobs: Annotated[int | None, Only(CAUSAL, NO_NEXT_TOKEN), Field(ge=0, le=MAX_LOGPROBS)] = Field(
         None, description="Tell the log-probability of every token, and of so many of the likeliest."
     )
@@ -108,6 +112,8 @@ class CompletionRequest(Generating):
     def _answers_alone(self) -> "CompletionRequest":
         if self.echo and self.logprobs is not None:
             raise ValueError("echo with logprobs: a prompt's tokens have none here; ask /v1/score")
+        if self.suffix and self.max_tokens is None:
+            raise ValueError("suffix without max_tokens, which is the length of the hole")
         return self
 
 

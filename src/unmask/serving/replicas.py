@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 
 from unmask.decoding.admission import admit
 from unmask.engine.engine import Finished
-from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
@@ -32,7 +31,7 @@ class Replicas(Protocol):
     def stream(self, order: Order, *, is_watched: bool) -> AsyncGenerator[News, None]:
         """Yield what happens to an answer in a replica that has room, its end last; closing aborts it there.
 
-        Unwatched, only the end is told. Raises ReplicaDiedError, and what the replica's own service raises.
+        Unwatched, only the end is told. Raises ReplicaDiedError, and ServingError for what the replica refuses.
         """
 
     async def stop(self) -> None:
@@ -122,9 +121,6 @@ class ReplicatedService:
                 _LOG.warning("a replica died; %d events of an answer were told", num_told)
                 if num_told:
                     break
-            except UsageError as error:
-                ticket.put(ServingError.of_usage(error))
-                return
             except ServingError as error:
                 ticket.put(error)
                 return

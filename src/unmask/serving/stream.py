@@ -15,7 +15,7 @@ from unmask.serving.disconnect import unless_gone
 from unmask.serving.errors import ClientGoneError, ServingError
 from unmask.serving.logprobs import Trail
 from unmask.serving.record import internal_error, outcome_of, record_of, within
-from unmask.serving.ticket import Ticket
+from unmask.serving.ticket import Answers
 from unmask.serving.wording import Wording
 from unmask.tokenizer import Tokenizer
 
@@ -26,17 +26,17 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Chunks:
-    """The chunks of a ticket's answers: what is decided for good, and if wanted each forward's canvas."""
+    """The chunks of answers: what is decided for good, and if wanted each forward's canvas."""
 
     def __init__(
-        self, ticket: Ticket, wording: Wording, tokenizer: Tokenizer, *, has_canvas: bool, has_usage: bool
+        self, answers: Answers, wording: Wording, tokenizer: Tokenizer, *, has_canvas: bool, has_usage: bool
     ) -> None:
-        self._ticket, self._wording, self._tokenizer = ticket, wording, tokenizer
+        self._answers, self._wording, self._tokenizer = answers, wording, tokenizer
         self._has_canvas, self._has_usage = has_canvas, has_usage
         self.num_tokens = 0
 
     async def __aiter__(self) -> AsyncIterator[BaseModel]:
-        wording, orders = self._wording, self._ticket.orders
+        wording, orders = self._wording, self._answers.orders
         texts = [
             SettledText(self._tokenizer, order.options.stop, order.options.stop_token_ids or ())
             for order in orders
@@ -47,7 +47,7 @@ class Chunks:
         for index in range(len(orders)):
             if (opening := wording.opening(index)) is not None:
                 yield opening
-        async for index, event in self._ticket:
+        async for index, event in self._answers:
             frame = None
             if isinstance(event, Finished):
                 text = texts[index].finish(event.generation.text)
@@ -87,17 +87,17 @@ class Picture:
 
 
 class EventStream(Response):
-    """Sends chunks as server-sent events, and closes their ticket whatever happens.
+    """Sends chunks as server-sent events, and closes their answers whatever happens.
 
     An error after the first chunk is an event of its own, as OpenAI's clients expect; the stream then ends.
     """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, chunks: Chunks, ticket: Ticket, *, timeout_s: float) -> None:
+    def __init__(self, chunks: Chunks, answers: Answers, *, timeout_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._chunks, self._ticket, self._timeout_s = chunks, ticket, timeout_s
+        self._chunks, self._answers, self._timeout_s = chunks, answers, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -128,7 +128,7 @@ class EventStream(Response):
             record.outcome = "disconnected"
         finally:
             record.about["completion_tokens"] = self._chunks.num_tokens
-            self._ticket.close()
+            self._answers.close()
 
 
 def event_of(value: BaseModel) -> bytes:

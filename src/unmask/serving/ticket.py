@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from unmask.decoding.options import Options
 from unmask.engine.engine import Finished, Progress
@@ -23,11 +24,23 @@ News = Progress | Finished
 Arrival = tuple[int, News] | ServingError
 
 
-class Ticket:
-    """The answers that a request waits for; iterate over it for their events, with the number of the answer.
+class Answers(Protocol):
+    """Answers that are being written: their events, with the number of the answer, until all are finished.
 
-    Ends when all are finished. Raises ServingError when the server gives up on them. Whoever has a ticket must close
-    it, which aborts what is not finished. `is_watched`: it gets what happens before the end, too.
+    Whoever has them must close them, which gives up what is not finished.
+    """
+
+    orders: tuple[Order, ...]
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, News]]: ...
+    def close(self) -> None: ...
+
+
+class Ticket:
+    """The answers that a request waits for, written by a backend.
+
+    Iterating raises ServingError when the server gives up on them. `is_watched`: it gets what happens before the end,
+    too.
     """
 
     def __init__(

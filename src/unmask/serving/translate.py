@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unmask.decoding.constraint import Constraint
-from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.language_model import SUFFIX_LENGTH, LanguageModel
 from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES, Rule
 from unmask.errors import UsageError
 from unmask.serving.calls import call_constraint, instructions, spelled
 from unmask.serving.errors import ServingError
-from unmask.serving.fields import refuse_by_mode
+from unmask.serving.fields import ServingMode, refuse_by_mode
 from unmask.serving.formats import Grammar, JsonObject, JsonSchema, Regex, ResponseFormat
 from unmask.serving.messages import ChatMessage
 from unmask.serving.protocol import ChatRequest, CompletionRequest, Generating
@@ -37,6 +37,19 @@ class Plan:
     is_call: bool = False
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What completions and chat completions say each in its own way; an opening for each of the prompts."""
+
+    prompts: Sequence[Sequence[int]]
+    openings: Sequence[str]
+    limit: int | None
+    num_logprobs: int | None
+    constraint: Constraint | None
+    suffix_ids: tuple[int, ...] = ()
+    is_call: bool = False
+
+
 class Translator:
     """Makes plans of requests for one model; raises ServingError for what the model or the mode cannot honour.
 
@@ -48,34 +61,33 @@ class Translator:
 
     def completion(self, request: CompletionRequest) -> Plan:
         """Return the plan of a completion: bare prompts, without a chat template."""
-        prompts = [self._prompt_ids(prompt) for prompt in _prompts(request)]
-        openings = [self._opening(prompt) if request.echo else "" for prompt in _prompts(request)]
         limit = request.max_tokens
         if limit is not None and "max_tokens" not in request.model_fields_set:
             limit = min(limit, self._settings.max_tokens or limit)
-        return self._plan(
-            request,
-            prompts,
-            openings,
-            limit,
+        prompts = _prompts(request)
+        wanted = _Wanted(
+            prompts=[self._prompt_ids(prompt) for prompt in prompts],
+            openings=[self._opening(prompt) if request.echo else "" for prompt in prompts],
+            limit=limit,
             num_logprobs=request.logprobs,
             constraint=_constraint(request.response_format),
+            suffix_ids=tuple(self._model.tokenizer.encode(request.suffix or "")[:SUFFIX_LENGTH]),
         )
+        return self._plan(request, wanted)
 
     def chat(self, request: ChatRequest) -> Plan:
         """Return the plan of an answer to a conversation."""
-        limit = request.max_completion_tokens or request.max_tokens
         functions = request.functions_to_call
         opening = [{"role": "system", "content": instructions(functions)}] if functions else []
-        return self._plan(
-            request,
-            [self._conversation_ids([*opening, *conversation(request.messages)])],
-            [""],
-            limit,
+        wanted = _Wanted(
+            prompts=[self._conversation_ids([*opening, *conversation(request.messages)])],
+            openings=[""],
+            limit=request.max_completion_tokens or request.max_tokens,
             num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             constraint=call_constraint(functions) if functions else _constraint(request.response_format),
             is_call=bool(functions),
         )
+        return self._plan(request, wanted)
 
     def conversation_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the token ids of a conversation in the model's template."""
@@ -87,64 +99,35 @@ class Translator:
         except UsageError as error:
             raise ServingError.of_usage(error, param="messages") from error
 
-    def _plan(
-        self,
-        request: Generating,
-        prompts: list[list[int]],
-        openings: list[str],
-        limit: int | None,
-        *,
-        num_logprobs: int | None,
-        constraint: Constraint | None,
-        is_call: bool = False,
-    ) -> Plan:
+    def _plan(self, request: Generating, wanted: _Wanted) -> Plan:
         mode = request.mode or self._settings.mode
         refuse_by_mode(request, mode)
-        if len(prompts) * request.n > self._settings.max_choices:
+        num_answers = len(wanted.prompts) * request.n
+        if num_answers > self._settings.max_choices:
             raise ServingError(
                 400,
-                f"{len(prompts)} prompt(s) with n={request.n} make {len(prompts) * request.n} answers; "
+                f"{len(wanted.prompts)} prompt(s) with n={request.n} make {num_answers} answers; "
                 f"this server writes at most {self._settings.max_choices} for a request",
                 param="n",
             )
-        try:
-            options = self._model.resolve(
-                Options(
-                    mode="speculative" if mode == "auto" else mode,
-                    rule=_rule(request.rule),
-                    block_length=request.block_length,
-                    num_steps=request.num_steps,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    top_k=request.top_k,
-                    min_p=request.min_p,
-                    logit_bias=_biases(request.logit_bias),
-                    presence_penalty=request.presence_penalty,
-                    frequency_penalty=request.frequency_penalty,
-                    num_logprobs=num_logprobs,
-                    constraint=constraint,
-                    seed=secrets.randbelow(_SEEDS) if request.seed is None else request.seed,
-                    stop=_texts(request.stop),
-                    stop_token_ids=None if request.stop_token_ids is None else tuple(request.stop_token_ids),
-                )
-            )
-        except UsageError as error:
-            raise ServingError.of_usage(error) from error
-        self._check_constraint(options)
-        orders = [
-            Order(
-                tuple(prompt),
-                replace(options, max_tokens=self._room(prompt, limit), seed=options.seed + number),
-                is_planned=mode == "auto",
-            )
-            for prompt in prompts
-            for number in range(request.n)
-        ]
+        seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
+        orders: list[Order] = []
+        for prompt in wanted.prompts:
+            room = self._room(len(prompt) + len(wanted.suffix_ids), wanted.limit)
+            try:
+                options = self._model.resolve(_options(request, wanted, mode, max_tokens=room))
+            except UsageError as error:
+                raise ServingError.of_usage(error) from error
+            orders += [
+                Order(tuple(prompt), replace(options, seed=seed + number), is_planned=mode == "auto")
+                for number in range(request.n)
+            ]
+        self._check_constraint(orders[0].options)
         return Plan(
             tuple(orders),
-            tuple(opening for opening in openings for _ in range(request.n)),
-            sum(map(len, prompts)),
-            is_call,
+            tuple(opening for opening in wanted.openings for _ in range(request.n)),
+            sum(map(len, wanted.prompts)),
+            wanted.is_call,
         )
 
     def _check_constraint(self, options: Options) -> None:
@@ -156,9 +139,9 @@ class Translator:
         except UsageError as error:
             raise ServingError.of_usage(error, param="response_format") from error
 
-    def _room(self, prompt: Sequence[int], limit: int | None) -> int:
-        """Return how many tokens an answer may have: the limit, or else what fits."""
-        fitting = self.capacity - len(prompt)
+    def _room(self, num_given: int, limit: int | None) -> int:
+        """Return how many tokens an answer beside given ones may have: the limit, or else what fits."""
+        fitting = self.capacity - num_given
         most = self._settings.max_tokens
         if limit is not None and most is not None and limit > most:
             raise ServingError(
@@ -167,7 +150,7 @@ class Translator:
         if fitting < (limit or 1):
             raise ServingError(
                 400,
-                f"the prompt has {len(prompt)} tokens and {limit or 1} were asked for; "
+                f"the prompt has {num_given} tokens and {limit or 1} were asked for; "
                 f"this server holds {self.capacity} for both together",
                 param="max_tokens" if fitting > 0 else None,
                 code="context_length_exceeded",
@@ -186,6 +169,29 @@ class Translator:
 
     def _opening(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._model.tokenizer.decode(prompt)
+
+
+def _options(request: Generating, wanted: _Wanted, mode: ServingMode, *, max_tokens: int) -> Options:
+    """Return the decoding options of a request, but for its answers' seeds."""
+    return Options(
+        mode="speculative" if mode == "auto" else mode,
+        max_tokens=max_tokens,
+        rule=_rule(request.rule),
+        block_length=request.block_length,
+        num_steps=request.num_steps,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        logit_bias=_biases(request.logit_bias),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        num_logprobs=wanted.num_logprobs,
+        constraint=wanted.constraint,
+        suffix_ids=wanted.suffix_ids,
+        stop=_texts(request.stop),
+        stop_token_ids=None if request.stop_token_ids is None else tuple(request.stop_token_ids),
+    )
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:

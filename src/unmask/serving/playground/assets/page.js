@@ -8,7 +8,7 @@ import { curlOf, HOLE, pythonOf, requestOf, surroundings } from "./request.js";
 
 const FIELDS = ["prompt", "max_tokens", "temperature", "seed", "block_length", "rule"];
 const PROMPTS = {
-  chat: "Name three rivers, and say in one sentence each where they flow.",
+  chat: "Write a short story about a lighthouse keeper.",
   continue: "The recipe for a good soup is",
   fill: `The train left the station at ${HOLE} and arrived two hours later.`,
 };
