@@ -152,4 +152,4 @@ def accept_tree(
             law = residual(law, offered)
             taken.append(token)
         else:
-            return TreeVerdict(accepted, int(draw(law, next_noise[len(accepted)])))
+            return TreeVerdict(accepted, int(draw(law, next_noise[len(accepted)].to(law.device))))

@@ -72,7 +72,8 @@ class DrawnOffer:
         return float(self._left(path, taken).max())
 
     def candidate(self, path: Path, taken: Sequence[int], noise: Tensor) -> int:
-        return int(draw(self._left(path, taken), noise))
+        law = self._left(path, taken)
+        return int(draw(law, noise.to(law.device)))
 
     def law(self, path: Path, taken: Sequence[int]) -> Tensor:
         left = self._left(path, taken)
