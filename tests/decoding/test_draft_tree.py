@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -41,7 +41,7 @@ class Fate:
 
 def outcomes(program: Callable[[Fate], tuple[int, ...]]) -> Law:
     """Return the law of what a program returns, by running it under every fate."""
-    law: Counter[tuple[int, ...]] = Counter()
+    law: defaultdict[tuple[int, ...], float] = defaultdict(float)
     script: list[int] | None = []
     while script is not None:
         fate = Fate(script)
@@ -63,6 +63,9 @@ class Coin:
     """A uniform whose comparison with a chance is a choice of fate."""
 
     fate: Fate
+
+    def to(self, device: torch.device) -> "Coin":
+        return self
 
     def __lt__(self, chance: Tensor) -> bool:
         heads = min(1.0, float(chance))
@@ -122,14 +125,14 @@ class World:
         """Return the law of `length` + 1 tokens when the verifier itself goes on after a cycle's."""
         law = dict(first)
         while any(len(text) <= self.length for text in law):
-            longer: Counter[tuple[int, ...]] = Counter()
+            longer: defaultdict[tuple[int, ...], float] = defaultdict(float)
             for text, mass in law.items():
                 if len(text) > self.length:
                     longer[text] += mass
                     continue
                 for token, chance in enumerate(self.law_after(text).tolist()):
                     longer[*text, token] += mass * chance
-            law = longer
+            law = dict(longer)
         return law
 
 
@@ -173,7 +176,9 @@ def test_greedy_trees_write_the_greedy_text(monkeypatch: pytest.MonkeyPatch, opt
 def _with_replacement(patch: pytest.MonkeyPatch) -> None:
     """The second candidate is drawn as if there had been no first, and judged as if there had."""
     patch.setattr(
-        DrawnOffer, "candidate", lambda self, path, taken, noise: int(offer.draw(self._left(path, ()), noise))
+        DrawnOffer,
+        "candidate",
+        lambda self, path, taken, noise: int(vars(offer)["draw"](self._left(path, ()), noise)),
     )
 
 

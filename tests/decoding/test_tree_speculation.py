@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.decoding import proposal, text_law, tree_speculation
 from unmask.decoding.candidates import sampling_law
 from unmask.decoding.generate import generate, stream
+from unmask.decoding.offer import offer_of
 from unmask.decoding.options import Options
 from unmask.decoding.proposal import Moment, Settled
 from unmask.layout import Segment
@@ -274,10 +275,10 @@ def test_a_draft_taken_for_another_law_is_found(
     make_denoiser: MakeDenoiser, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candidates are judged as if they had been drawn from the square of their law."""
-    offered = proposal.offer_of
+    offered = offer_of
 
     def wrong(logits: Tensor, *rest: Any, **named: Any) -> Any:
-        offer = offered(logits, *rest, **named)
+        offer: Any = offered(logits, *rest, **named)
         drawn_from = offer.law
         offer.law = lambda path, taken: drawn_from(path, taken) ** 2
         return offer
