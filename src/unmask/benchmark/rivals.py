@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,10 +124,10 @@ class _LlamaCpp:
     @classmethod
     def of(cls, path: Path) -> "_LlamaCpp":
         """Load a GGUF file with as many threads as torch has."""
-        from llama_cpp import Llama
-
+        # Not in the lists of dependencies, for it is built from source: whoever has it, has it.
+        llama_cpp: Any = import_module(RIVALS["llama.cpp"])
         threads = torch.get_num_threads()
-        llama = Llama(
+        llama = llama_cpp.Llama(
             str(path), n_ctx=0, n_threads=threads, n_threads_batch=threads, logits_all=False, verbose=False
         )
         return cls(llama, f"llama.cpp {path.stem}")
