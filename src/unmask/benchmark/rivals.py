@@ -22,7 +22,7 @@ from unmask.model.store import cache_directory
 from unmask.registry import unknown_name
 
 RIVALS = {"transformers": "transformers", "llama.cpp": "llama_cpp"}
-"""Name -> the Python package it comes in."""
+"""Name -> the Python package it comes in. They are imported by name, being no dependencies: who has them, has them."""
 
 _PIP = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
 
@@ -71,12 +71,10 @@ class _Transformers:
     @classmethod
     def of(cls, model: LanguageModel, folder: Path) -> "_Transformers":
         """Let `transformers` load the checkpoint from a folder in the hub's layout, in float32."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
+        transformers: Any = import_module(RIVALS["transformers"])
         save_checkpoint(model.checkpoint, folder)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would run through our own
-        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        transformers.utils.logging.disable_progress_bar()  # it would run through our own
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return cls(theirs.eval())
 
     def write(self, prompt_ids: Sequence[int], max_tokens: int) -> Run:
@@ -124,7 +122,6 @@ class _LlamaCpp:
     @classmethod
     def of(cls, path: Path) -> "_LlamaCpp":
         """Load a GGUF file with as many threads as torch has."""
-        # Not in the lists of dependencies, for it is built from source: whoever has it, has it.
         llama_cpp: Any = import_module(RIVALS["llama.cpp"])
         threads = torch.get_num_threads()
         llama = llama_cpp.Llama(
