@@ -132,7 +132,7 @@ def test_a_run_of_older_code_is_continued(shards: Shards, tmp_path: Path) -> Non
     path = tmp_path / "cut" / CONFIG_FILE
     kept = [line for line in path.read_text().splitlines() if not line.startswith("activation_checkpointing")]
     path.write_text("\n".join(kept))
-    with pytest.raises(UsageError, match="run.seed=0, not 1"):
+    with pytest.raises(UsageError, match=r"run\.seed=0, not 1"):
         train(tmp_path / "cut", shards, *FULL, "run.seed=1")
     train(tmp_path / "cut", shards, *FULL)
     assert_same(tmp_path / "cut", tmp_path / "whole")
