@@ -62,7 +62,7 @@ SAMPLERS = {
     "hybrid 0.2": ("ancestral",),
 }
 STEPS = (4, 8, 16, 32, 64, 128)
-NUM_SAMPLES, LENGTH = 64, 128
+NUM_SAMPLES, LENGTH = 32, 128
 
 
 def folder_of(runs: Path, name: str) -> Path:

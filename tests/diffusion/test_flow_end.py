@@ -34,7 +34,7 @@ class Student(nn.Module):
 
 
 def divergence(laws: Tensor) -> float:
-    """Return KL(templates || what one forward writes), given laws (M, 2, 4) of the tokens under M draws of the noise."""
+    """Return KL(templates || what one forward writes), given the laws (M, 2, 4) of both tokens under M noises."""
     written = [
         float((laws[:, 0, first] * laws[:, 1, second]).mean())
         for first, second in ((NEW, YORK), (SAN, DIEGO))

@@ -107,6 +107,23 @@ def test_a_canvas_is_seen_while_it_is_open(page: Any, served: Served) -> None:
     assert page.locator(".box").count() == 0
 
 
+def test_a_hole_is_filled_between_what_stands_around_it(page: Any, served: Served) -> None:
+    open_page(page, served.url)
+    page.click("text=Fill a hole")
+    page.fill("#prompt", "ab____yz")
+    page.fill("#max_tokens", "4")
+    page.click("#run")
+    page.wait_for_selector(f"{LANES[0]} >> css=.state:text-is('done')")
+    body = {"prompt": "ab", "suffix": "yz", "max_tokens": 4, "temperature": 0, "seed": 0, "mode": "diffusion"}
+    hole = served.post("/v1/completions", **body).json()["choices"][0]["text"]
+    assert text_of(page, LANES[0]) == f"ab{hole}yz"
+    assert not page.is_visible(f"{LANES[1]} >> .canvas")
+    page.fill("#prompt", "no hole")
+    page.click("#run")
+    page.wait_for_selector("#error:visible")
+    assert page.get_attribute("#prompt", "aria-invalid") == "true"
+
+
 def test_the_colour_is_the_step_or_the_confidence(page: Any, served: Served) -> None:
     open_page(page, served.url)
     page.click("#run")

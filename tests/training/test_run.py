@@ -125,6 +125,19 @@ def test_checkpoints_hold_the_configuration_and_old_ones_go(shards: Shards, tmp_
     assert len([record for record in records(folder) if record["split"] == "train"]) == 8
 
 
+def test_a_run_of_older_code_is_continued(shards: Shards, tmp_path: Path) -> None:
+    train(tmp_path / "whole", shards, *FULL)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", shards, *FULL, observe=at_step(6, die))
+    path = tmp_path / "cut" / CONFIG_FILE
+    kept = [line for line in path.read_text().splitlines() if not line.startswith("activation_checkpointing")]
+    path.write_text("\n".join(kept))
+    with pytest.raises(UsageError, match=r"run\.seed=0, not 1"):
+        train(tmp_path / "cut", shards, *FULL, "run.seed=1")
+    train(tmp_path / "cut", shards, *FULL)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_records_say_what_was_trained(shards: Shards, tmp_path: Path) -> None:
     events: list[TrainingEvent] = []
     run = train(tmp_path / "run", shards, *FULL, observe=events.append)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from unmask.model.store import cache_directory
 from unmask.registry import unknown_name
 
 RIVALS = {"transformers": "transformers", "llama.cpp": "llama_cpp"}
-"""Name -> the Python package it comes in."""
+"""Name -> the Python package it comes in. They are imported by name, being no dependencies: who has them, has them."""
 
 _PIP = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
 
@@ -70,12 +71,10 @@ class _Transformers:
     @classmethod
     def of(cls, model: LanguageModel, folder: Path) -> "_Transformers":
         """Let `transformers` load the checkpoint from a folder in the hub's layout, in float32."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
+        transformers: Any = import_module(RIVALS["transformers"])
         save_checkpoint(model.checkpoint, folder)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it would run through our own
-        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        transformers.utils.logging.disable_progress_bar()  # it would run through our own
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return cls(theirs.eval())
 
     def write(self, prompt_ids: Sequence[int], max_tokens: int) -> Run:
@@ -123,10 +122,9 @@ class _LlamaCpp:
     @classmethod
     def of(cls, path: Path) -> "_LlamaCpp":
         """Load a GGUF file with as many threads as torch has."""
-        from llama_cpp import Llama
-
+        llama_cpp: Any = import_module(RIVALS["llama.cpp"])
         threads = torch.get_num_threads()
-        llama = Llama(
+        llama = llama_cpp.Llama(
             str(path), n_ctx=0, n_threads=threads, n_threads_batch=threads, logits_all=False, verbose=False
         )
         return cls(llama, f"llama.cpp {path.stem}")

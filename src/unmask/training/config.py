@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unmask.config import RopeConfig, TransformerConfig
 from unmask.training.learning_rate import WarmupStableDecay
@@ -20,6 +20,18 @@ class Table(BaseModel):
     """One table of the file; a key that it does not have is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def filled(cls, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what an older file says, with the defaults of keys that are newer than it.
+
+        The default of a new key is what was done before it came, so that a run can be continued by newer code. What no
+        longer fits is returned as it is.
+        """
+        try:
+            return cls.model_validate(stored).model_dump(mode="json")
+        except ValidationError:
+            return stored
 
 
 class NewModelTable(Table):

@@ -65,7 +65,7 @@ class Conversion:
         self.config, self.checkpoint = config, checkpoint
         self.folder = RunFolder(folder, "conversion")
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
-        self.folder.claim(CONFIG_FILE, resolved, json.loads)
+        self.folder.claim(CONFIG_FILE, resolved, lambda text: ConversionConfig.filled(json.loads(text)))
         self.pupil = _pupil(config, checkpoint)
         self.pupil.denoiser.transformer.recomputes = config.activation_checkpointing
         self.optimizer = torch.optim.AdamW(

@@ -64,7 +64,7 @@ class TrainingRun:
         self.config, self.shards, self.recipe, self.workers = config, shards, recipe, workers
         self.folder = RunFolder(folder, "training run")
         if workers.is_first:
-            self.folder.claim(CONFIG_FILE, config.to_toml(), loads)
+            self.folder.claim(CONFIG_FILE, config.to_toml(), lambda text: TrainingConfig.filled(loads(text)))
             self.folder.discard_partial()
         workers.wait()
         self.module = workers.shard(_Scored(recipe.model.to(workers.device), recipe.objective))

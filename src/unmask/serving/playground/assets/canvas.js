@@ -67,7 +67,11 @@ export class Answer {
     return forwards && seconds > 0 ? this.numDecided / seconds : null;
   }
 
+  /** Take what stands on the canvas as the text, where it is (a hole's, which grows from everywhere). */
   finish() {
+    if (this.tokens.length === 0 && this.canvas.join("") === this.text) {
+      this.tokens = this.canvas.map((text, place) => ({ text, step: this.steps.get(place), logprob: null }));
+    }
     this.canvas = [];
     this.drafts = [];
     const shown = this.tokens.map((token) => token.text).join("");

@@ -7,10 +7,10 @@ import { Lane } from "./lane.js";
 import { curlOf, HOLE, pythonOf, requestOf, surroundings } from "./request.js";
 
 const FIELDS = ["prompt", "max_tokens", "temperature", "seed", "block_length", "rule"];
-const PROMPTS = {
-  chat: "Write a short story about a lighthouse keeper.",
-  continue: "The recipe for a good soup is",
-  fill: `The train left the station at ${HOLE} and arrived two hours later.`,
+const TASKS = {
+  chat: { prompt: "Write a short story about a lighthouse keeper.", modes: ["speculative", "ar"], maxTokens: 96 },
+  continue: { prompt: "The recipe for a good soup is", modes: ["speculative", "ar"], maxTokens: 96 },
+  fill: { prompt: `The capital of France is ${HOLE}, a city on the Seine.`, modes: ["diffusion", "off"], maxTokens: 3 },
 };
 const NARROW = matchMedia("(max-width: 900px)");
 const element = (id) => document.getElementById(id);
@@ -36,8 +36,7 @@ async function connect() {
     return;
   }
   element("model").textContent = `${model.id} · context ${model.max_model_len.toLocaleString("en")}`;
-  lanes[0].offer(model.modes, "speculative", false);
-  lanes[1].offer(model.modes, "ar", true);
+  offerModes();
   report(null);
   element("key-dialog").close();
   refresh();
@@ -207,9 +206,17 @@ function showCode() {
   }
 }
 
+/** Begin a task as it is meant; a prompt that was typed stays. */
 function setTask() {
-  const prompt = element("prompt");
-  if (prompt.value === "" || Object.values(PROMPTS).includes(prompt.value)) prompt.value = PROMPTS[chosen("task")];
+  const { prompt, maxTokens } = TASKS[chosen("task")];
+  const isUntouched = Object.values(TASKS).some((task) => task.prompt === element("prompt").value);
+  if (isUntouched || element("prompt").value === "") element("prompt").value = prompt;
+  element("max_tokens").value = maxTokens;
+  if (model) offerModes();
+}
+
+function offerModes() {
+  lanes.forEach((lane, place) => lane.offer(model.modes, TASKS[chosen("task")].modes[place], place > 0));
 }
 
 function setTheme(theme) {
