@@ -84,7 +84,11 @@ def test_what_does_not_belong_is_refused(file: Path, settings: list[str], words:
     [
         ("[data]", "[data", "is not TOML"),
         ("hidden_size = 16", "", "model.hidden_size is missing"),
-        ('name = "ar"', "", r"objective.name is missing \(choose from ar, diffusion, joint, continuous, distill\)"),
+        (
+            'name = "ar"',
+            "",
+            r"objective.name is missing \(choose from ar, diffusion, joint, continuous, distill\)",
+        ),
         ("[run]", "[walk]", "run is missing"),
         ("[model]", "model = 3\n[models]", "model: Input should be a valid dictionary"),
     ],
