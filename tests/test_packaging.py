@@ -44,7 +44,8 @@ def test_every_import_is_a_dependency() -> None:
     }
     ours = modules - set(sys.stdlib_module_names) - {"unmask"}
     extras = (
-        PROJECT["optional-dependencies"][name] for name in ("plot", "eval", "harness", "serve", "train")
+        PROJECT["optional-dependencies"][name]
+        for name in ("plot", "eval", "grammar", "harness", "ray", "serve", "train")
     )
     ours_too = (*PROJECT["dependencies"], *(item for extra in extras for item in extra))
     declared = {bare_name(item).replace("-", "_") for item in ours_too}

@@ -20,7 +20,7 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="needs playwright (pip install playwright)"
+        "playwright.sync_api", reason="needs playwright (pip install 'unmask[browser]')"
     )
     executable = os.environ.get("UNMASK_CHROMIUM")
     if executable is None:
