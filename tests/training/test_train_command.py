@@ -134,7 +134,7 @@ def test_ctrl_c_at_the_command_line_is_a_clean_stop(unmask_command: Command, cor
         seen = process.stderr.readline() + process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, rest
+    assert process.returncode == 130, seen + rest
     assert "held out after 1 steps" in seen
     assert rest.splitlines()[-1] == "stopped by Ctrl-C"
     (checkpoint,) = Path("run").glob("step-*")
