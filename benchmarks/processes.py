@@ -13,6 +13,7 @@ them.
 import argparse
 import json
 import math
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -221,7 +222,10 @@ def main() -> None:
         for row in samples(name, model_of(folder_of(arguments.runs, name)), judge)
     ]
     report = {
-        "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),
+        "commands": [
+            *kept.get("commands", []),
+            " ".join(["python", "benchmarks/processes.py", *map(shlex.quote, sys.argv[1:])]),
+        ],
         "machine": provenance(torch.device("cpu"), torch.float32),
         "minutes_per_model": arguments.minutes,
         "bytes_per_token": round(entry.num_bytes / entry.num_tokens, 4),
