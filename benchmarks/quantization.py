@@ -28,7 +28,8 @@ from unmask.decoding.options import Mode, Options
 from unmask.evaluation.agreement import measure_agreement
 from unmask.evaluation.average import average
 from unmask.evaluation.fingerprint import fingerprint
-from unmask.evaluation.item_record import RECORD, ItemRecord
+from unmask.evaluation.item_record import ItemRecord
+from unmask.evaluation.ledger import Ledger
 from unmask.evaluation.likelihood import autoregressive_nll
 from unmask.evaluation.prompts import first_prompts
 from unmask.evaluation.provenance import provenance
@@ -36,6 +37,7 @@ from unmask.evaluation.tasks import TASKS
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.zero_shot import ITEMS_FILE, evaluate
 from unmask.layout import causal_layout
+from unmask.training.run_folder import RunFolder
 
 TASK_NAMES = ("arc-easy", "piqa", "lambada")
 
@@ -106,10 +108,10 @@ def compare_tasks(models: Models, num_items: int) -> dict[str, object]:
                 Path(scratch),
                 model.resolve(Options()),
                 limit=num_items,
-                observe=lambda event, name=name: print(name, event.task, event.done, file=sys.stderr),
+                observe=lambda event, name=name: print(name, event.stage, event.done, file=sys.stderr),
             )
-            lines = (Path(scratch) / ITEMS_FILE).read_text(encoding="utf-8").splitlines()
-            found[name] = [RECORD.validate_python(json.loads(line)) for line in lines]
+            items = RunFolder(Path(scratch), "zero-shot evaluation")
+            found[name] = Ledger(items, ITEMS_FILE, ItemRecord).records
     report: dict[str, object] = {}
     for task in TASK_NAMES:
         metric = TASKS.get(task).metric

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +31,9 @@ from unmask.evaluation.judgement import (
     TEXT_FILE,
     Judgement,
     JudgementConfig,
-    JudgementEvent,
     judge,
 )
+from unmask.evaluation.ledger import Observer, StageProgress
 from unmask.evaluation.prompts import all_prompts, first_prompts, kinds
 from unmask.model.checkpoint import save_checkpoint
 from unmask.model.conditioning import Conditioning
@@ -280,8 +280,8 @@ def test_prompts_side_by_side_give_what_they_give_alone(tiny_model: Path, text: 
     assert alone.settings[0].overall.num_timed == 18
 
 
-def stop_at(stage: str, done: int) -> Callable[[JudgementEvent], None]:
-    def observe(event: JudgementEvent) -> None:
+def stop_at(stage: str, done: int) -> Observer:
+    def observe(event: StageProgress) -> None:
         if (event.stage, event.done) == (stage, done):
             raise KeyboardInterrupt
 

@@ -13,11 +13,12 @@ from tiny_models import CONFIG, tiny_checkpoint
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.errors import FailureError, UsageError
+from unmask.evaluation.ledger import StageProgress
 from unmask.evaluation.model_scorer import ModelScorer
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
 from unmask.evaluation.tasks import find_tasks
 from unmask.evaluation.tasks.data import TaskData
-from unmask.evaluation.zero_shot import EvaluationEvent, EvaluationReport, evaluate
+from unmask.evaluation.zero_shot import EvaluationReport, evaluate
 
 NAMES = "lambada,arc-easy,basic-skills-pattern,basic-skills-pattern-written,humaneval-infilling"
 
@@ -163,15 +164,15 @@ def test_a_folder_of_other_settings_is_refused(model: LanguageModel, data: TaskD
 def test_a_ledger_of_something_else_is_named(model: LanguageModel, data: TaskData, tmp_path: Path) -> None:
     run(model, tmp_path / "out", data, "lambada", limit=1)
     (tmp_path / "out" / "items.jsonl").write_text('{"task": "lambada"}\n')
-    with pytest.raises(FailureError, match="holds no records of items"):
+    with pytest.raises(FailureError, match=r"items\.jsonl is damaged"):
         run(model, tmp_path / "out", data, "lambada")
 
 
 def test_progress_is_told(model: LanguageModel, data: TaskData, tmp_path: Path) -> None:
-    events: list[EvaluationEvent] = []
+    events: list[StageProgress] = []
     tasks = find_tasks("arc-easy,lambada-written")
     evaluate(model, tasks, tmp_path / "out", Options(), data=data, observe=events.append)
-    assert [(event.task, event.done, event.total) for event in events] == [
+    assert [(event.stage, event.done, event.total) for event in events] == [
         ("arc-easy", 0, 2),
         ("arc-easy", 2, 2),
         ("lambada-written", 0, 2),

@@ -4,14 +4,12 @@ A mode that decides `tokens_per_forward` tokens with forwards of n queries is as
 its forward takes as many times as long as one of a single query: its break-even.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
 
 from unmask.benchmark.forward_cost import ForwardCost, ForwardShape, Machine
 from unmask.benchmark.machine_rates import measure_machine, time_median
@@ -19,14 +17,14 @@ from unmask.benchmark.projection import Projection, project
 from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 from unmask.evaluation.fingerprint import fingerprint
-from unmask.evaluation.ledger import Ledger
-from unmask.evaluation.provenance import provenance
+from unmask.evaluation.ledger import Ledger, Observer
+from unmask.evaluation.provenance import provenance_of
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.run_folder import RunFolder
 
 REPORT_FILE = "roofline.json"
-SETTINGS_FILE = "settings.json"
+MACHINE_FILE = "machine.jsonl"
 POINTS_FILE = "points.jsonl"
 
 
@@ -100,23 +98,11 @@ class Roofline:
     projections: tuple[Projection, ...]
 
 
-@dataclass(frozen=True)
-class RooflineEvent:
-    """Progress: `done` of `total` forwards."""
-
-    done: int
-    total: int
-
-
-_POINT = TypeAdapter(Point)
-_MACHINE = TypeAdapter(Machine)
-
-
 def measure_roofline(
     model: LanguageModel,
     config: RooflineConfig,
     folder: Path,
-    observe: Callable[[RooflineEvent], None] = lambda event: None,
+    observe: Observer = lambda progress: None,
 ) -> Roofline:
     """Measure the machine and the forwards, and write `REPORT_FILE` into the folder.
 
@@ -132,32 +118,28 @@ def measure_roofline(
         )
     place = RunFolder(folder, "roofline measurement")
     described = {"name": model.checkpoint.card.name, "fingerprint": fingerprint(model)}
-    machine_of = provenance(transformer.device, transformer.dtype)
+    machine_of = provenance_of(model)
     settings = {**asdict(config), "model": described, "threads": machine_of["threads"]}
-    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
-    ledger = Ledger(folder / POINTS_FILE)
-    if not ledger.records:
-        measured = measure_machine(transformer.device, transformer.dtype, repeats=config.repeats)
-        with place.saving():
-            ledger.add(asdict(measured))
-    machine = _MACHINE.validate_python(ledger.records[0])
+    place.claim_settings(settings)
+    (machine,) = Ledger(place, MACHINE_FILE, Machine).fill(
+        [transformer],
+        lambda probed: measure_machine(probed.device, probed.dtype, repeats=config.repeats),
+        "machine",
+        observe,
+    )
     shapes = [
         ForwardShape(batch, queries, context)
         for context, batch, queries in product(config.contexts, config.batches, config.queries)
     ]
-    for done in range(len(ledger.records) - 1, len(shapes)):
-        observe(RooflineEvent(done, len(shapes)))
-        point = _measure(denoiser, shapes[done], machine, repeats=config.repeats)
-        with place.saving():
-            ledger.add(_POINT.dump_python(point, mode="json"))
-    observe(RooflineEvent(len(shapes), len(shapes)))
-    points = tuple(_POINT.validate_python(record) for record in ledger.records[1 : len(shapes) + 1])
+    points = Ledger(place, POINTS_FILE, Point).fill(
+        shapes, lambda shape: _measure(denoiser, shape, machine, repeats=config.repeats), "forwards", observe
+    )
     report = Roofline(
         config,
         machine_of,
         described,
         machine,
-        points,
+        tuple(points),
         break_evens(points),
         crossovers(points, config.tokens_per_forward),
         project(
@@ -167,8 +149,7 @@ def measure_roofline(
             max(config.contexts),
         ),
     )
-    with place.saving(), place.replacing(REPORT_FILE) as partial:
-        partial.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    place.write_json(REPORT_FILE, asdict(report))
     return report
 
 

@@ -212,16 +212,10 @@ def _throughput(
 
 def _described(model: "LanguageModel") -> tuple[dict[str, object], dict[str, object]]:
     """Return the machine, and the model by name and fingerprint."""
-    from unmask.evaluation.fingerprint import fingerprint
-    from unmask.evaluation.provenance import provenance
+    from unmask.evaluation.fingerprint import described
+    from unmask.evaluation.provenance import provenance_of
 
-    transformer, card = model.checkpoint.transformer, model.checkpoint.card
-    described: dict[str, object] = {
-        "name": card.name,
-        "adapter": card.adapter,
-        "fingerprint": fingerprint(model),
-    }
-    return provenance(transformer.device, transformer.dtype), described
+    return provenance_of(model), described(model)
 
 
 def _draw(report: "LatencyReport | ThroughputReport", path: Path) -> Path:

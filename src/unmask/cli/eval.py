@@ -38,7 +38,7 @@ from unmask.errors import UsageError
 if TYPE_CHECKING:
     from unmask.evaluation.average import Average
     from unmask.evaluation.tasks.task import Task
-    from unmask.evaluation.zero_shot import EvaluationEvent, EvaluationReport
+    from unmask.evaluation.zero_shot import EvaluationReport
 
 
 def eval(
@@ -135,12 +135,10 @@ def eval(
     if any(task.runs_programs for task in chosen.values()):
         _warn_of_weak_confinement()
     with RunBar() as bar:
-
-        def show(event: "EvaluationEvent") -> None:
-            bar.show(event.task, event.done, event.total, f"{event.done} of {event.total}")
-
         data = TaskData(cache_directory(), offline=offline, progress=bar.print)
-        report = evaluate(opened, chosen, out, options, data=data, likelihood=kind, limit=limit, observe=show)
+        report = evaluate(
+            opened, chosen, out, options, data=data, likelihood=kind, limit=limit, observe=bar.follow
+        )
     if json:
         print_json(asdict(report))
         return

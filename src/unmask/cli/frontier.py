@@ -26,7 +26,7 @@ from unmask.cli.tables import add_row, drawn, new_table, print_tables, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from unmask.evaluation.frontier import Frontier, FrontierEvent
+    from unmask.evaluation.frontier import Frontier
 
 
 def frontier(
@@ -130,12 +130,8 @@ def frontier(
     if judge is not None:
         reader = open_model(judge, adapter=None, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
-
-        def show(event: "FrontierEvent") -> None:
-            bar.show(event.stage, event.done, event.total, f"{event.done} of {event.total}")
-
         data = TaskData(cache_directory(), offline=offline, progress=bar.print)
-        report = measure_frontier(opened, reader, config, out, tasks=chosen, data=data, observe=show)
+        report = measure_frontier(opened, reader, config, out, tasks=chosen, data=data, observe=bar.follow)
         pictures = drawn(lambda: draw_frontier(report, out), bar)
         if report.times:
             pictures += drawn(lambda: draw_lengths(report, out), bar)

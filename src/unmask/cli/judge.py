@@ -146,7 +146,7 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
         judgement = judge(
             config,
             folder,
-            lambda event: bar.show(event.stage, event.done, event.total, f"{event.done} of {event.total}"),
+            bar.follow,
             together=_decode_together,
             offline=offline,
             progress=bar.print,

@@ -25,7 +25,7 @@ from unmask.cli.tables import add_row, drawn, new_table, print_tables
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from unmask.benchmark.roofline import Roofline, RooflineEvent
+    from unmask.benchmark.roofline import Roofline
 
 
 def roofline(
@@ -67,11 +67,7 @@ def roofline(
     )
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
-
-        def show(event: "RooflineEvent") -> None:
-            bar.show("forwards", event.done, event.total, f"{event.done} of {event.total}")
-
-        report = measure_roofline(opened, config, out, show)
+        report = measure_roofline(opened, config, out, bar.follow)
         pictures = drawn(lambda: draw_roofline(report, out), bar)
     if json:
         print_json(asdict(report))

@@ -1,9 +1,14 @@
 """How far a training run is: a bar on a terminal, and a line for everything that is worth one."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unmask.cli.output import harmless
+
+if TYPE_CHECKING:
+    from unmask.evaluation.ledger import StageProgress
 
 
 class RunBar:
@@ -34,6 +39,11 @@ class RunBar:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail="")
         self._progress.update(self._tasks[stage], completed=done, detail=detail)
+
+    def follow(self, progress: "StageProgress") -> None:
+        """Move the bar of a measurement's stage."""
+        done, total = progress.done, progress.total
+        self.show(progress.stage, done, total, f"{done} of {total}")
 
     def print(self, line: str) -> None:
         """Print a line above the bars."""

@@ -25,7 +25,7 @@ from unmask.cli.tables import add_row, drawn, new_table, print_tables, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from unmask.evaluation.speed_of_light import SpeedEvent, SpeedOfLight
+    from unmask.evaluation.speed_of_light import SpeedOfLight
 
 
 def sol(
@@ -87,11 +87,7 @@ def sol(
     )
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
-
-        def show(event: "SpeedEvent") -> None:
-            bar.show("prompts and blocks", event.done, event.total, f"{event.done} of {event.total}")
-
-        report = measure_speed_of_light(opened, config, out, show)
+        report = measure_speed_of_light(opened, config, out, bar.follow)
         pictures = drawn(lambda: draw_speed_of_light(report, out), bar)
     if json:
         print_json(asdict(report))

@@ -7,6 +7,12 @@ import torch
 from unmask.decoding.language_model import LanguageModel
 
 
+def described(model: LanguageModel) -> dict[str, object]:
+    """Return what reports call a model, and folders of measurements know it by."""
+    card = model.checkpoint.card
+    return {"name": card.name, "adapter": card.adapter, "fingerprint": fingerprint(model)}
+
+
 def fingerprint(model: LanguageModel) -> str:
     """Return a hash of all weights that decide what a model writes, and of what they are rounded to."""
     digest = hashlib.sha256((model.quantize or "").encode())

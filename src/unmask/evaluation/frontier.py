@@ -1,34 +1,30 @@
 """What fewer forwards cost: task scores, agreement and text quality against tokens per forward, way by way."""
 
 import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 from unmask.evaluation.agreement import Agreement, measure_agreement
 from unmask.evaluation.average import Average, average
-from unmask.evaluation.fingerprint import fingerprint
+from unmask.evaluation.fingerprint import described
 from unmask.evaluation.frontier_config import FrontierConfig
-from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.length_times import LengthTime, length_ways, time_lengths
 from unmask.evaluation.prompts import Prompt, first_prompts
-from unmask.evaluation.provenance import provenance
+from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.tasks.task import Task
 from unmask.evaluation.text_quality import Judged, TextJudge, TextQuality
 from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, takes_rules, write
-from unmask.evaluation.zero_shot import EvaluationEvent, evaluate
+from unmask.evaluation.zero_shot import evaluate
 from unmask.training.run_folder import RunFolder
 
 REPORT_FILE = "frontier.json"
 TABLE_FILE = "frontier.csv"
-SETTINGS_FILE = "settings.json"
 WRITINGS_FILE = "writings.jsonl"
 TIMES_FILE = "times.jsonl"
 TASKS_FOLDER = "tasks"
@@ -42,9 +38,6 @@ class FrontierRecord:
     way: str
     writing: Writing
     judged: Judged | None
-
-
-_RECORD, _TIME = TypeAdapter(FrontierRecord), TypeAdapter(LengthTime)
 
 
 @dataclass(frozen=True)
@@ -104,15 +97,6 @@ class Frontier:
     times: tuple[LengthTime, ...]
 
 
-@dataclass(frozen=True)
-class FrontierEvent:
-    """Progress: `done` of `total` of a stage."""
-
-    stage: str
-    done: int
-    total: int
-
-
 def measure_frontier(
     model: LanguageModel,
     judge: LanguageModel,
@@ -121,7 +105,7 @@ def measure_frontier(
     *,
     tasks: Mapping[str, Task],
     data: TaskData | None = None,
-    observe: Callable[[FrontierEvent], None] = lambda event: None,
+    observe: Observer = lambda progress: None,
 ) -> Frontier:
     """Write the prompts and answer the tasks in every way; write `REPORT_FILE` and `TABLE_FILE` into the folder.
 
@@ -129,23 +113,18 @@ def measure_frontier(
     fewer. Raise UsageError for a folder that holds other settings, and what model and judge raise.
     """
     ways, reader = config.ways(model), TextJudge(judge)
-    described, judged_by = _description(model), _description(judge)
+    written_by, judged_by = described(model), described(judge)
     place = RunFolder(folder, "frontier")
-    settings = {**asdict(config), "model": described, "judge": judged_by, "tasks": list(tasks)}
+    settings = {**asdict(config), "model": written_by, "judge": judged_by, "tasks": list(tasks)}
     del settings["num_prompts"]
-    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
+    place.claim_settings(settings)
 
     references = _references(model, config)
     names = {way.name: way for way in (*ways, *references.values())}
-    ledger, prompts = Ledger(folder / WRITINGS_FILE), first_prompts(config.num_prompts)
-    jobs = [(prompt, way) for prompt in prompts for way in names.values()]
-    for done in range(len(ledger.records), len(jobs)):
-        observe(FrontierEvent("texts", done, len(jobs)))
-        with place.saving():
-            record = _write(model, reader, config, *jobs[done])
-            ledger.add(_RECORD.dump_python(record, mode="json"))
-    observe(FrontierEvent("texts", len(jobs), len(jobs)))
-    records = [_RECORD.validate_python(record) for record in ledger.records[: len(jobs)]]
+    jobs = [(prompt, way) for prompt in first_prompts(config.num_prompts) for way in names.values()]
+    records = Ledger(place, WRITINGS_FILE, FrontierRecord).fill(
+        jobs, lambda job: _write(model, reader, config, *job), "texts", observe
+    )
 
     scores = {
         way.name: _task_scores(model, way, tasks, config, folder, data, observe)
@@ -154,27 +133,20 @@ def measure_frontier(
     }
     points = tuple(_point(way, records, references, scores.get(way.name, ())) for way in ways)
     entropy = _reference_entropy(points)
-    transformer = model.denoiser.transformer
     report = Frontier(
         config,
-        provenance(transformer.device, transformer.dtype),
-        described,
-        {**judged_by, "is_the_model_itself": judged_by["fingerprint"] == described["fingerprint"]},
+        provenance_of(model),
+        written_by,
+        {**judged_by, "is_the_model_itself": judged_by["fingerprint"] == written_by["fingerprint"]},
         points,
         entropy,
         () if entropy is None else _matched(points, entropy),
-        _times(model, config, folder, place, observe),
+        _times(model, config, place, observe),
     )
-    with place.saving(), place.replacing(REPORT_FILE) as partial:
-        partial.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    place.write_json(REPORT_FILE, asdict(report))
     with place.saving(), place.replacing(TABLE_FILE) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(rows(report))
     return report
-
-
-def _description(model: LanguageModel) -> dict[str, object]:
-    card = model.checkpoint.card
-    return {"name": card.name, "adapter": card.adapter, "fingerprint": fingerprint(model)}
 
 
 def _references(model: LanguageModel, config: FrontierConfig) -> dict[str, Way]:
@@ -204,10 +176,10 @@ def _task_scores(
     config: FrontierConfig,
     folder: Path,
     data: TaskData | None,
-    observe: Callable[[FrontierEvent], None],
+    observe: Observer,
 ) -> tuple[TaskScore, ...]:
-    def show(event: EvaluationEvent) -> None:
-        observe(FrontierEvent(f"{event.task}, {way.name}", event.done, event.total))
+    def show(progress: StageProgress) -> None:
+        observe(replace(progress, stage=f"{progress.stage}, {way.name}"))
 
     place = folder / TASKS_FOLDER / way.name.replace(":", " ").replace(", ", " ").replace(" ", "-")
     options = way.options(max_tokens=1)  # every task has its own length
@@ -281,22 +253,13 @@ def _matched(points: Sequence[FrontierPoint], entropy: float) -> tuple[Matched, 
 
 
 def _times(
-    model: LanguageModel,
-    config: FrontierConfig,
-    folder: Path,
-    place: RunFolder,
-    observe: Callable[[FrontierEvent], None],
+    model: LanguageModel, config: FrontierConfig, place: RunFolder, observe: Observer
 ) -> tuple[LengthTime, ...]:
     """Time texts of every length, each in every way, prompt after prompt."""
     if not config.lengths:
         return ()
-    ledger, jobs = Ledger(folder / TIMES_FILE), length_ways(model, config.lengths)
-    for done in range(len(ledger.records), len(jobs)):
-        observe(FrontierEvent("lengths", done, len(jobs)))
-        with place.saving():
-            ledger.add(_TIME.dump_python(time_lengths(model, jobs[done]), mode="json"))
-    observe(FrontierEvent("lengths", len(jobs), len(jobs)))
-    return tuple(_TIME.validate_python(record) for record in ledger.records[: len(jobs)])
+    ledger, jobs = Ledger(place, TIMES_FILE, LengthTime), length_ways(model, config.lengths)
+    return tuple(ledger.fill(jobs, lambda job: time_lengths(model, job), "lengths", observe))
 
 
 def rows(report: Frontier) -> list[list[object]]:

@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from pydantic import TypeAdapter
-
 from unmask.evaluation.scoring import Answer, Generated
 from unmask.evaluation.tasks.item import Item
 
@@ -51,9 +49,6 @@ class ItemRecord:
             num_decode_forwards=sum(answer.num_decode_forwards for answer in written),
             seconds=round(seconds, 4),
         )
-
-
-RECORD = TypeAdapter(ItemRecord)
 
 
 def digest_of(item: Item) -> str:

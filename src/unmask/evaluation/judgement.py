@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.errors import UsageError
@@ -19,12 +19,11 @@ from unmask.evaluation.held_out import (
     windows_of_file,
     windows_of_texts,
 )
-from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.prompts import first_prompts, kinds
-from unmask.evaluation.provenance import provenance
+from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.trials import (
     AR,
-    RECORD,
     PromptRecord,
     Setting,
     SettingScores,
@@ -39,7 +38,6 @@ from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
 JUDGEMENT_FILE = "judgement.json"
-SETTINGS_FILE = "settings.json"
 PROMPTS_FILE = "prompts.jsonl"
 TEXT_FILE = "text.jsonl"
 
@@ -103,15 +101,6 @@ class JudgementConfig:
 
 
 @dataclass(frozen=True)
-class JudgementEvent:
-    """Progress: `done` of `total` windows of text or prompts."""
-
-    stage: Literal["text", "prompts"]
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
 class Judgement:
     """The report. `model`: what was judged. `curve`: the lines of the training run's metrics, where it is one."""
 
@@ -141,7 +130,7 @@ class Judgement:
 def judge(
     config: JudgementConfig,
     folder: Path,
-    observe: Callable[[JudgementEvent], None],
+    observe: Observer,
     *,
     together: Together | None = None,
     offline: bool = False,
@@ -177,16 +166,13 @@ def judge(
     texts, records = run.texts(), run.prompts()
     judgement = Judgement(
         config,
-        provenance(
-            model.denoiser.transformer.device, model.denoiser.transformer.dtype, quantize=model.quantize
-        ),
+        provenance_of(model),
         run.description,
         texts,
         tuple(SettingScores.of(setting, records) for setting in config.settings),
         _curve(config.model),
     )
-    with run.folder.saving(), run.folder.replacing(JUDGEMENT_FILE) as partial:
-        partial.write_text(json.dumps(judgement.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    run.folder.write_json(JUDGEMENT_FILE, judgement.to_json())
     return judgement
 
 
@@ -196,7 +182,7 @@ class _Run:
     folder: RunFolder
     models: Mapping[Which, LanguageModel]
     open_model: Callable[[str, str | None], LanguageModel]
-    observe: Callable[[JudgementEvent], None]
+    observe: Observer
     together: Together | None
 
     @cached_property
@@ -217,33 +203,25 @@ class _Run:
         """Take the folder, or find that it holds a part of this judgement, perhaps on fewer prompts."""
         settings = {**asdict(self.config), "judged": self.description}
         del settings["num_prompts"]
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        self.folder.claim(SETTINGS_FILE, text, json.loads)
+        self.folder.claim_settings(settings)
 
     def texts(self) -> tuple[TextScore, ...]:
         """Score the held-out text, window by window."""
         windows = self._windows()
-        ledger = Ledger(self.folder.path / TEXT_FILE)
-        if len(ledger.records) < len(windows):
-            base = self._base()
-            judged = self.models["judged"].denoiser
-            canvases = {
-                Setting("diffusion", which, length).name: (CanvasBlocks(model.denoiser), length)
-                for length in self.config.block_lengths
-                for which, model in self.models.items()
-            }
-            for done in range(len(ledger.records), len(windows)):
-                self.observe(JudgementEvent("text", done, len(windows)))
-                score = score_window(
-                    windows[done],
-                    judged,
-                    None if base is None else base.denoiser,
-                    canvases,
-                    seed=self.config.seed,
-                )
-                ledger.add(asdict(score))
-        self.observe(JudgementEvent("text", len(windows), len(windows)))
-        scores = [WindowScore(**record) for record in ledger.records[: len(windows)]]
+        ledger = Ledger(self.folder, TEXT_FILE, WindowScore)
+        base = self._base() if len(ledger.records) < len(windows) else None
+        base_denoiser = None if base is None else base.denoiser
+        judged = self.models["judged"].denoiser
+        canvases = {
+            Setting("diffusion", which, length).name: (CanvasBlocks(model.denoiser), length)
+            for length in self.config.block_lengths
+            for which, model in self.models.items()
+        }
+
+        def score(window: Window) -> WindowScore:
+            return score_window(window, judged, base_denoiser, canvases, seed=self.config.seed)
+
+        scores = ledger.fill(windows, score, "text", self.observe)
         sources = dict.fromkeys(score.source for score in scores)
         return tuple(
             TextScore.of([score for score in scores if score.source == source]) for source in sources
@@ -260,9 +238,9 @@ class _Run:
             )
             for place, prompt in enumerate(first_prompts(config.num_prompts))
         ]
-        ledger = Ledger(self.folder.path / PROMPTS_FILE)
+        ledger = Ledger(self.folder, PROMPTS_FILE, PromptRecord)
         while (done := len(ledger.records)) < len(asked):
-            self.observe(JudgementEvent("prompts", done, len(asked)))
+            self.observe(StageProgress("prompts", done, len(asked)))
             if self.together is None or done < num_kinds * config.num_timed:
                 prompt, settings = asked[done]
                 records = [run_prompt(prompt, settings, self.models, config.max_tokens)]
@@ -271,9 +249,9 @@ class _Run:
                 some = asked[done : done + num_kinds]
                 records = run_prompts(some, self.models, config.max_tokens, self.together)
             for record in records:
-                ledger.add(RECORD.dump_python(record, mode="json"))
-        self.observe(JudgementEvent("prompts", len(asked), len(asked)))
-        return [RECORD.validate_python(record) for record in ledger.records[: len(asked)]]
+                ledger.add(record)
+        self.observe(StageProgress("prompts", len(asked), len(asked)))
+        return ledger.records[: len(asked)]
 
     def _windows(self) -> list[Window]:
         tokenizer = self.models["judged"].tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from unmask import __version__
+from unmask.decoding.language_model import LanguageModel
 from unmask.runtime import processor_name
 
 
@@ -25,6 +26,12 @@ def provenance(device: torch.device, dtype: torch.dtype, *, quantize: str | None
         "dtype": str(dtype).removeprefix("torch."),
         "quantize": quantize,
     }
+
+
+def provenance_of(model: LanguageModel) -> dict[str, object]:
+    """Return the provenance of what a model was measured by."""
+    transformer = model.denoiser.transformer
+    return provenance(transformer.device, transformer.dtype, quantize=model.quantize)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -3,29 +3,25 @@
 What the numbers mean, and where the oracles come from: `unmask.evaluation.oracle`, docs/measuring.md.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.evaluation.agreement import measure_agreement
 from unmask.evaluation.average import Average, average
-from unmask.evaluation.fingerprint import fingerprint
-from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.fingerprint import described
+from unmask.evaluation.ledger import Ledger, Observer
 from unmask.evaluation.oracle import OracleCounts
 from unmask.evaluation.prompts import Prompt, first_prompts
-from unmask.evaluation.provenance import provenance
+from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.serial_text import Block, SerialText, require_canvas, write_serially
 from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, write
 from unmask.training.run_folder import RunFolder
 
 REPORT_FILE = "speed-of-light.json"
-SETTINGS_FILE = "settings.json"
 PROMPTS_FILE = "prompts.jsonl"
 
 DEFAULT_RULES = ("threshold:0.9", "factor:1", "klass", "entropy-bound:0.1", "margin:2", "spaced")
@@ -73,9 +69,6 @@ class Measured:
     block_length: int
     serial: SerialText
     writings: Mapping[str, Writing]
-
-
-_RECORD = TypeAdapter(Measured)
 
 
 @dataclass(frozen=True)
@@ -199,19 +192,11 @@ class SpeedOfLight:
     blocks: tuple[BlockSpeeds, ...]
 
 
-@dataclass(frozen=True)
-class SpeedEvent:
-    """Progress: `done` of `total` prompts, each counted once for every block length."""
-
-    done: int
-    total: int
-
-
 def measure_speed_of_light(
     model: LanguageModel,
     config: SpeedOfLightConfig,
     folder: Path,
-    observe: Callable[[SpeedEvent], None] = lambda event: None,
+    observe: Observer = lambda progress: None,
 ) -> SpeedOfLight:
     """Measure oracles and rules on the first prompts of every kind, and write `REPORT_FILE` into the folder.
 
@@ -219,36 +204,24 @@ def measure_speed_of_light(
     fewer. Raise UsageError for a model without a canvas, and for a folder that holds other settings.
     """
     require_canvas(model)
-    place, described = RunFolder(folder, "speed-of-light measurement"), _description(model)
-    settings = {**asdict(config), "model": described}
+    place, measured_model = RunFolder(folder, "speed-of-light measurement"), described(model)
+    settings = {**asdict(config), "model": measured_model}
     del settings["num_prompts"]
-    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
-    ledger = Ledger(folder / PROMPTS_FILE)
+    place.claim_settings(settings)
     jobs = [
         (prompt, length) for prompt in first_prompts(config.num_prompts) for length in config.block_lengths
     ]
-    for done in range(len(ledger.records), len(jobs)):
-        observe(SpeedEvent(done, len(jobs)))
-        record = _measure(model, config, *jobs[done])
-        with place.saving():
-            ledger.add(_RECORD.dump_python(record, mode="json"))
-    observe(SpeedEvent(len(jobs), len(jobs)))
-    records = [_RECORD.validate_python(record) for record in ledger.records[: len(jobs)]]
-    transformer = model.denoiser.transformer
+    records = Ledger(place, PROMPTS_FILE, Measured).fill(
+        jobs, lambda job: _measure(model, config, *job), "prompts and blocks", observe
+    )
     report = SpeedOfLight(
         config,
-        provenance(transformer.device, transformer.dtype),
-        described,
+        provenance_of(model),
+        measured_model,
         tuple(_summary(length, records) for length in config.block_lengths),
     )
-    with place.saving(), place.replacing(REPORT_FILE) as partial:
-        partial.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    place.write_json(REPORT_FILE, asdict(report))
     return report
-
-
-def _description(model: LanguageModel) -> dict[str, object]:
-    card = model.checkpoint.card
-    return {"name": card.name, "adapter": card.adapter, "fingerprint": fingerprint(model)}
 
 
 def _measure(model: LanguageModel, config: SpeedOfLightConfig, prompt: Prompt, block_length: int) -> Measured:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import TypeAdapter
-
 from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Mode, Options
@@ -62,10 +60,6 @@ class PromptRecord:
     number: int
     kind: str
     trials: Mapping[str, Trial]
-
-
-RECORD = TypeAdapter(PromptRecord)
-"""Reads a record from what JSON makes of it, and writes it."""
 
 
 Together = Callable[[LanguageModel, Sequence[tuple[Sequence[int], Options]]], Sequence[Generation]]

@@ -1,21 +1,20 @@
 """A model on zero-shot tasks: item after item into a ledger, from there into a report."""
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Options
-from unmask.errors import FailureError, UsageError
+from unmask.errors import UsageError
 from unmask.evaluation.continuations import LikelihoodKind
 from unmask.evaluation.fingerprint import fingerprint
-from unmask.evaluation.item_record import RECORD, ItemRecord, digest_of
-from unmask.evaluation.ledger import Ledger
+from unmask.evaluation.item_record import ItemRecord, digest_of
+from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.model_scorer import ModelScorer, default_likelihood
-from unmask.evaluation.provenance import provenance
+from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.scoring import Answer, GenerationRequest, LikelihoodRequest, Scorer
 from unmask.evaluation.task_report import TaskReport
 from unmask.evaluation.tasks.data import TaskData
@@ -24,21 +23,11 @@ from unmask.evaluation.tasks.item import Item
 from unmask.evaluation.tasks.task import Task
 from unmask.training.run_folder import RunFolder
 
-SETTINGS_FILE = "settings.json"
 ITEMS_FILE = "items.jsonl"
 REPORT_FILE = "report.json"
 
 _ITEMS_AT_ONCE = 32
 """Items whose continuations are packed together; what an interruption loses at most."""
-
-
-@dataclass(frozen=True)
-class EvaluationEvent:
-    """Progress: `done` of `total` items of a task."""
-
-    task: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ def evaluate(
     data: TaskData | None = None,
     likelihood: LikelihoodKind | None = None,
     limit: int | None = None,
-    observe: Callable[[EvaluationEvent], None] = lambda event: None,
+    observe: Observer = lambda progress: None,
 ) -> EvaluationReport:
     """Ask a model all items of the tasks, or the first `limit` of each, and write `REPORT_FILE` into the folder.
 
@@ -81,44 +70,32 @@ def evaluate(
         **scorer.settings,
     }
     place = RunFolder(folder, "zero-shot evaluation")
-    place.claim(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n", json.loads)
-    ledger = Ledger(folder / ITEMS_FILE)
-    known = {(record.task, record.item, record.digest): record for record in _records(ledger)}
+    place.claim_settings(settings)
+    ledger = Ledger(place, ITEMS_FILE, ItemRecord)
+    known = {(record.task, record.item, record.digest): record for record in ledger.records}
     reports = []
     for name, task in tasks.items():
         items = list(islice(task.load(data), limit))
         keys = [(name, item.id, digest_of(item)) for item in items]
         missing = [item for item, key in zip(items, keys, strict=True) if key not in known]
         done = len(items) - len(missing)
-        observe(EvaluationEvent(name, done, len(items)))
+        observe(StageProgress(name, done, len(items)))
         for batch in _batches(missing):
             for record in _ask(scorer, name, batch):
-                with place.saving():
-                    ledger.add(RECORD.dump_python(record, mode="json"))
+                ledger.add(record)
                 known[record.task, record.item, record.digest] = record
             done += len(batch)
-            observe(EvaluationEvent(name, done, len(items)))
+            observe(StageProgress(name, done, len(items)))
         reports.append(TaskReport.of(name, task, [known[key] for key in keys]))
-    transformer = model.denoiser.transformer
     runs_programs = any(task.runs_programs for task in tasks.values())
     report = EvaluationReport(
         settings,
-        provenance(transformer.device, transformer.dtype, quantize=model.quantize),
+        provenance_of(model),
         tuple(reports),
         confinement_layers() if runs_programs else (),
     )
-    with place.saving(), place.replacing(REPORT_FILE) as partial:
-        partial.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    place.write_json(REPORT_FILE, asdict(report))
     return report
-
-
-def _records(ledger: Ledger) -> list[ItemRecord]:
-    try:
-        return [RECORD.validate_python(record) for record in ledger.records]
-    except ValueError as error:  # pydantic's
-        raise FailureError(
-            f"{ledger.path} holds no records of items: {str(error).splitlines()[0]}", "name another folder"
-        ) from error
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from unmask.errors import TrainingError, UsageError
 
+SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.jsonl"
 
 PARTIAL = ".partial"
@@ -40,6 +41,10 @@ class RunFolder:
             raise TrainingError(
                 f"cannot use {self.path}: {error}", "name a folder that can be written"
             ) from error
+
+    def claim_settings(self, settings: Mapping[str, object]) -> None:
+        """Take the folder as `claim` does, by settings that JSON holds."""
+        self.claim(SETTINGS_FILE, _lines(settings), json.loads)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -75,10 +80,15 @@ class RunFolder:
         for path in self.path.glob(f"*{PARTIAL}"):
             _remove(path)
 
+    def write_json(self, name: str, value: object) -> None:
+        """Write a JSON file, whole or not at all."""
+        with self.saving(), self.replacing(name) as partial:
+            partial.write_text(_lines(value), encoding="utf-8")
+
     def append(self, name: str, record: Mapping[str, object]) -> None:
         """Add one JSON line to a file."""
         with self.saving(), (self.path / name).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def rewind(self, name: str, step: int | None) -> None:
         """Drop the lines of a file that were written after `step`; all of them for None."""
@@ -98,6 +108,10 @@ class RunFolder:
                     f"{self.path} holds a {self.kind} with {key}={before.get(key)}, not {after.get(key)}",
                     "give the same options to continue it, or another folder",
                 )
+
+
+def _lines(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
