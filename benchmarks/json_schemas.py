@@ -223,9 +223,9 @@ async def ask_all(model: LanguageModel, jobs: Sequence[Job], ledger: Ledger[Answ
 
 def report_of(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return the counts of answers by mode and by schema, what is wrong, and what speculation wrote like ar."""
-    texts = {answer.job: answer.text for answer in answers}
+    texts = {answer.job: answer.text for answer in answers if not answer.fault}
     greedy = [job for job in texts if job.mode == "speculative" and not job.body["temperature"]]
-    different = [job for job in greedy if texts[job] != texts[Job("ar", job.schema, job.number)]]
+    different = [job for job in greedy if texts[job] != texts.get(Job("ar", job.schema, job.number))]
     return {
         "seconds": round(sum(answer.passed_s for answer in answers), 1),
         "modes": {mode: _counts([a for a in answers if a.job.mode == mode]) for mode in MODES},
@@ -236,7 +236,7 @@ def report_of(answers: Sequence[Answer]) -> dict[str, Any]:
             if answer.fault
         ],
         "greedy_speculation": {
-            "asked": len(greedy),
+            "valid": len(greedy),
             "as_ar": len(greedy) - len(different),
             "different": [f"{job.schema}, {job.number}" for job in different],
         },
