@@ -13,6 +13,9 @@ import torch
 
 from command_line import Command, Result
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
 
 @pytest.fixture
 def unmask_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:

@@ -5,7 +5,8 @@ import torch
 
 from unmask.layout import Layout, Segment
 from unmask.model.attention import AttentionPlan
-from unmask.model.flex import FlexPlan, LayoutMask
+from unmask.model.flex import FlexPlan
+from unmask.model.layout_mask import LayoutMask
 
 CPU = torch.device("cpu")
 LAYOUTS = {

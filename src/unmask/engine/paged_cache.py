@@ -1,6 +1,7 @@
-"""The KV cache over pages: a reference path in plain PyTorch that runs anywhere."""
+"""The KV cache over pages, read by plain PyTorch anywhere, and by a kernel of its own on CUDA."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from unmask.config import TransformerConfig
 from unmask.engine.pages import PageTable
+from unmask.layout import Layout
+from unmask.model.plan import Plan
 
 
 class PagedCache:
@@ -54,6 +57,7 @@ class PagedRows:
         )
         within = torch.arange(cache.page_size)
         self._slots = (pages[:, :, None] * cache.page_size + within).flatten(1).to(cache.keys.device)
+        self._table = pages.to(cache.keys.device)
         self._pages = [table.pages for table in tables]
         self._found: dict[tuple[int, int, int, int], slice | Tensor] = {}
 
@@ -77,6 +81,17 @@ class PagedRows:
         shape = (rows.stop - rows.start, length, *self._cache.keys.shape[2:])
         keys, values = self._cache.keys[layer][slots], self._cache.values[layer][slots]
         return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+
+    def plan(self, layout: Layout) -> Plan | None:
+        """Return the kernel's attention under a layout on CUDA, where Triton is; else `read` serves."""
+        return self.kernel_plan(layout) if self._cache.keys.is_cuda and find_spec("triton") else None
+
+    def kernel_plan(self, layout: Layout) -> Plan:
+        """Return the kernel's attention under a layout, on a device that Triton knows or in its interpreter."""
+        from unmask.engine.paged_attention import PagedPlan
+
+        cache = self._cache
+        return PagedPlan(layout, cache.keys, cache.values, self._table, cache.page_size, self.lengths)
 
     def _where(self, rows: slice, begin: int, end: int) -> slice | Tensor:
         """Return the slots of positions ``[begin, end)`` of `rows`, all in one line; every layer asks for the same."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from unmask.config import TransformerConfig
+from unmask.layout import Layout
+from unmask.model.plan import Plan
 
 
 class Cache(Protocol):
@@ -25,6 +27,9 @@ class Cache(Protocol):
     def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
         """Return the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
         ...
+
+    def plan(self, layout: Layout) -> Plan | None:
+        """Return this cache's own attention under a layout; `None`: that of `AttentionPlan` serves it."""
 
 
 class KVCache:
@@ -65,3 +70,6 @@ class KVCache:
     def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
         """Return views of the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
         return self.keys[layer, rows, :, :length], self.values[layer, rows, :, :length]
+
+    def plan(self, layout: Layout) -> None:
+        """Return nothing: attention reads these keys and values as they lie."""

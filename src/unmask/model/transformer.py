@@ -158,6 +158,8 @@ class Transformer(nn.Module):
             from unmask.model.flex import FlexPlan
 
             return FlexPlan(layout, self.device)
+        if cache is not None and (own := cache.plan(layout)) is not None:
+            return own
         return AttentionPlan(layout, cache, self.device, single_queries=self.exact_rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
