@@ -161,6 +161,26 @@ FileOption = Annotated[
     Path | None, typer.Option(help="Read the prompt from this file.", metavar="FILE", show_default=False)
 ]
 
+NumPromptsOption = Annotated[
+    int, typer.Option(help="Prompts of each of the six kinds, 40 at most.", metavar="N")
+]
+MaxTokensOfEachOption = Annotated[int, typer.Option(help="Most tokens to write for each.", metavar="N")]
+BlockLengthsOption = Annotated[str, typer.Option(help="Block lengths, parted by commas.", metavar="N,N")]
+ReportFolderOption = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of the report; what was measured there is not measured again.", metavar="FOLDER"
+    ),
+]
+
+RunFolderOption = Annotated[
+    Path, typer.Option(help="Folder of the run; an unfinished one is continued.", metavar="FOLDER")
+]
+DocumentLengthOption = Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")]
+SynthesisRowsOption = Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")]
+
+WatchFlag = Annotated[bool, typer.Option("--watch", help="Show the canvas filling, forward by forward.")]
+
 MaxRequestsOption = Annotated[int, typer.Option(help="Most requests that run at the same time.", metavar="N")]
 TokenBudgetOption = Annotated[
     int, typer.Option(help="Most tokens in one forward; longer prompts run in chunks.", metavar="N")

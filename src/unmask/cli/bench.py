@@ -14,14 +14,15 @@ from unmask.cli.arguments import (
     AdapterOption,
     DebugFlag,
     JsonFlag,
+    NumPromptsOption,
     OfflineFlag,
     OptionalModel,
 )
 from unmask.cli.number_list import read_numbers
-from unmask.cli.output import print_json, print_note
+from unmask.cli.output import print_json
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model, settle_threads
-from unmask.cli.tables import add_row, drawn, new_table, print_tables
+from unmask.cli.tables import add_row, drawn, new_table, print_report
 from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts of each of the six kinds.", metavar="N")] = 1,
+    prompts: NumPromptsOption = 1,
     concurrency: Annotated[
         str | None,
         typer.Option(
@@ -135,12 +136,11 @@ def bench(
             out.write_text(json_format.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise FailureError(f"cannot write {out}: {error.strerror}", "check --out") from error
-        pictures = drawn(lambda: _draw(report, picture), bar)
+        pictures = drawn(lambda: [_draw(report, picture)], bar)
     if json:
         print_json(record)
         return
-    print_tables(*_tables(report))
-    print_note(f"written: {', '.join(str(path) for path in (out, *pictures))}")
+    print_report(_tables(report), [out, *pictures])
 
 
 def _latency(

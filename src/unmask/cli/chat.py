@@ -35,6 +35,7 @@ from unmask.cli.arguments import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    WatchFlag,
 )
 from unmask.cli.failure import Failure
 from unmask.cli.output import print_line, print_note, write_text
@@ -78,9 +79,7 @@ def chat(
     quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show the canvas filling, forward by forward.")
-    ] = False,
+    watch: WatchFlag = False,
     json: Annotated[
         bool, typer.Option("--json", help="Read a message per line, print a JSON object per line and answer.")
     ] = False,

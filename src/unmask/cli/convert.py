@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +10,14 @@ from unmask.cli.arguments import (
     DEFAULT_MODEL,
     DebugFlag,
     DeviceOption,
+    DocumentLengthOption,
     DtypeOption,
     JsonFlag,
     OfflineFlag,
     OptionalModel,
+    RunFolderOption,
     SeedOption,
+    SynthesisRowsOption,
 )
 from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json, print_line
@@ -33,9 +35,7 @@ DEFAULT_STEPS = 1000
 def convert(
     model: OptionalModel = DEFAULT_MODEL,
     *,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run; an unfinished one is continued.", metavar="FOLDER")
-    ],
+    out: RunFolderOption,
     recipe: Annotated[
         str,
         typer.Option(
@@ -70,7 +70,7 @@ def convert(
         ),
     ] = None,
     text_tokens: Annotated[int, typer.Option(help="Tokens taken from those files.", metavar="N")] = 100_000,
-    length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
+    length: DocumentLengthOption = 320,
     block_lengths: Annotated[
         str,
         typer.Option(
@@ -86,7 +86,7 @@ def convert(
             help="Run each layer once more on the way back in the place of keeping what is inside: less memory.",
         ),
     ] = False,
-    synthesis_rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
+    synthesis_rows: SynthesisRowsOption = 256,
     judge_prompts: Annotated[
         int,
         typer.Option(

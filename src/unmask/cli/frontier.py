@@ -14,14 +14,17 @@ from unmask.cli.arguments import (
     DeviceOption,
     DtypeOption,
     JsonFlag,
+    MaxTokensOfEachOption,
+    NumPromptsOption,
     OfflineFlag,
     OptionalModel,
+    ReportFolderOption,
 )
 from unmask.cli.number_list import read_numbers
-from unmask.cli.output import print_json, print_note
+from unmask.cli.output import print_json
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
-from unmask.cli.tables import add_row, drawn, new_table, print_tables, shown
+from unmask.cli.tables import add_row, drawn, new_table, print_report, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,12 +35,7 @@ if TYPE_CHECKING:
 def frontier(
     model: OptionalModel = DEFAULT_MODEL,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of the report; what was written there is not written again.", metavar="FOLDER"
-        ),
-    ] = Path("frontier"),
+    out: ReportFolderOption = Path("frontier"),
     judge: Annotated[
         str | None,
         typer.Option(
@@ -47,10 +45,8 @@ def frontier(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[
-        int, typer.Option(help="Prompts of each of the six kinds, 40 at most.", metavar="N")
-    ] = 2,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to write for each.", metavar="N")] = 64,
+    prompts: NumPromptsOption = 2,
+    max_tokens: MaxTokensOfEachOption = 64,
     rule: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,20 +128,15 @@ def frontier(
     with RunBar() as bar:
         data = TaskData(cache_directory(), offline=offline, progress=bar.print)
         report = measure_frontier(opened, reader, config, out, tasks=chosen, data=data, observe=bar.follow)
-        pictures = drawn(lambda: draw_frontier(report, out), bar)
-        if report.times:
-            pictures += drawn(lambda: draw_lengths(report, out), bar)
+        pictures = drawn(
+            lambda: [draw_frontier(report, out), *([draw_lengths(report, out)] if report.times else [])], bar
+        )
     if json:
         print_json(asdict(report))
         return
-    print_tables(*_tables(report))
-    if report.judge["is_the_model_itself"]:
-        print_note(
-            "the judge is the model itself: its bits per byte say what it expects, not how good a text is"
-        )
-    print_note(
-        f"written: {', '.join(str(path) for path in (out / REPORT_FILE, out / TABLE_FILE, *pictures))}"
-    )
+    own = "the judge is the model itself: its bits per byte say what it expects, not how good a text is"
+    remarks = [own] if report.judge["is_the_model_itself"] else []
+    print_report(_tables(report), [out / REPORT_FILE, out / TABLE_FILE, *pictures], *remarks)
 
 
 def _tables(report: "Frontier") -> "list[Table]":

@@ -39,6 +39,7 @@ from unmask.cli.arguments import (
     TopKOption,
     TopPOption,
     TreeSizeOption,
+    WatchFlag,
 )
 from unmask.cli.output import print_json
 from unmask.cli.request import decoding_options, opening, own_mode, read_constraint
@@ -91,9 +92,7 @@ def generate(
     quantize: QuantizeOption = None,
     device: DeviceOption = "cpu",
     offline: OfflineFlag = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show the canvas filling, forward by forward.")
-    ] = False,
+    watch: WatchFlag = False,
     json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> None:

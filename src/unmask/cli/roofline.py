@@ -15,12 +15,13 @@ from unmask.cli.arguments import (
     JsonFlag,
     OfflineFlag,
     OptionalModel,
+    ReportFolderOption,
 )
 from unmask.cli.number_list import read_numbers
-from unmask.cli.output import print_json, print_line, print_note
+from unmask.cli.output import print_json, print_line
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
-from unmask.cli.tables import add_row, drawn, new_table, print_tables
+from unmask.cli.tables import add_row, drawn, new_table, print_report
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 def roofline(
     model: OptionalModel = DEFAULT_MODEL,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder of the report; what was timed there is not timed again.", metavar="FOLDER"),
-    ] = Path("roofline"),
+    out: ReportFolderOption = Path("roofline"),
     queries: Annotated[
         str, typer.Option(help="Tokens per row of a forward, parted by commas; 1 among them.", metavar="N,N")
     ] = "1,2,4,8,16,32,64",
@@ -68,7 +66,7 @@ def roofline(
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
         report = measure_roofline(opened, config, out, bar.follow)
-        pictures = drawn(lambda: draw_roofline(report, out), bar)
+        pictures = drawn(lambda: [draw_roofline(report, out)], bar)
     if json:
         print_json(asdict(report))
         return
@@ -78,8 +76,8 @@ def roofline(
         f"{machine.operations_per_s / 1e9:.1f} · 10⁹ operations/s, {machine.bytes_per_s / 1e9:.1f} GB/s, "
         f"ridge {machine.ridge:.1f} operations per byte\n"
     )
-    print_tables(_forwards(report), _crossovers(report), _projected(report))
-    print_note(f"written: {', '.join(str(path) for path in (out / REPORT_FILE, *pictures))}")
+    tables = [_forwards(report), _crossovers(report), _projected(report)]
+    print_report(tables, [out / REPORT_FILE, *pictures])
 
 
 def _forwards(report: "Roofline") -> "Table":

@@ -9,18 +9,22 @@ import typer
 from unmask.cli.arguments import (
     DEFAULT_MODEL,
     AdapterOption,
+    BlockLengthsOption,
     DebugFlag,
     DeviceOption,
     DtypeOption,
     JsonFlag,
+    MaxTokensOfEachOption,
+    NumPromptsOption,
     OfflineFlag,
     OptionalModel,
+    ReportFolderOption,
 )
 from unmask.cli.number_list import read_numbers
-from unmask.cli.output import print_json, print_note
+from unmask.cli.output import print_json
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
-from unmask.cli.tables import add_row, drawn, new_table, print_tables, shown
+from unmask.cli.tables import add_row, drawn, new_table, print_report, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,19 +35,10 @@ if TYPE_CHECKING:
 def sol(
     model: OptionalModel = DEFAULT_MODEL,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of the report; what was measured there is not measured again.", metavar="FOLDER"
-        ),
-    ] = Path("speed-of-light"),
-    prompts: Annotated[
-        int, typer.Option(help="Prompts of each of the six kinds, 40 at most.", metavar="N")
-    ] = 3,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to write for each.", metavar="N")] = 64,
-    blocks: Annotated[
-        str, typer.Option(help="Block lengths, parted by commas.", metavar="N,N")
-    ] = "4,8,16,32",
+    out: ReportFolderOption = Path("speed-of-light"),
+    prompts: NumPromptsOption = 3,
+    max_tokens: MaxTokensOfEachOption = 64,
+    blocks: BlockLengthsOption = "4,8,16,32",
     rule: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,12 +83,11 @@ def sol(
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
         report = measure_speed_of_light(opened, config, out, bar.follow)
-        pictures = drawn(lambda: draw_speed_of_light(report, out), bar)
+        pictures = drawn(lambda: [draw_speed_of_light(report, out)], bar)
     if json:
         print_json(asdict(report))
         return
-    print_tables(_overall(report), _kinds(report))
-    print_note(f"written: {', '.join(str(path) for path in (out / REPORT_FILE, *pictures))}")
+    print_report([_overall(report), _kinds(report)], [out / REPORT_FILE, *pictures])
 
 
 def _overall(report: "SpeedOfLight") -> "Table":

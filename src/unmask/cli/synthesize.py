@@ -9,11 +9,13 @@ from unmask.cli.arguments import (
     DEFAULT_MODEL,
     DebugFlag,
     DeviceOption,
+    DocumentLengthOption,
     DtypeOption,
     JsonFlag,
     OfflineFlag,
     OptionalModel,
     SeedOption,
+    SynthesisRowsOption,
     TopKOption,
     TopPOption,
 )
@@ -35,8 +37,8 @@ def synthesize(
     tokens: Annotated[
         int, typer.Option(help="Write until documents of so many tokens are kept.", metavar="N")
     ] = 300_000,
-    length: Annotated[int, typer.Option(help="Tokens of a document, at most.", metavar="N")] = 320,
-    rows: Annotated[int, typer.Option(help="Documents written side by side.", metavar="N")] = 256,
+    length: DocumentLengthOption = 320,
+    rows: SynthesisRowsOption = 256,
     temperature: Annotated[
         list[float] | None,
         typer.Option(

@@ -1,6 +1,6 @@
 """Tables of measurements: headings, rows of plain text, numbers to the right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from unmask.cli.output import print_note
 from unmask.cli.run_bar import RunBar
 from unmask.errors import FailureError
 
@@ -44,15 +45,22 @@ def print_tables(*tables: Table) -> None:
         console.print()
 
 
+def print_report(tables: Iterable[Table], files: Iterable[Path], *remarks: str) -> None:
+    """Print what was measured, with remarks and the files that hold it on standard error."""
+    print_tables(*tables)
+    for remark in (*remarks, f"written: {', '.join(map(str, files))}"):
+        print_note(remark)
+
+
 def shown(value: "Average | None") -> str:
     """Return an average with its standard error, nothing for None."""
     return "" if value is None else str(value)
 
 
-def drawn(draw: Callable[[], Path], bar: RunBar) -> list[Path]:
-    """Draw a picture and return its path; where it cannot be drawn, say why."""
+def drawn(draw: Callable[[], list[Path]], bar: RunBar) -> list[Path]:
+    """Draw pictures and return their paths; where they cannot be drawn, say why."""
     try:
-        return [draw()]
+        return draw()
     except FailureError as error:
-        bar.print(f"no picture: {error}")
+        bar.print(f"no pictures: {error}")
         return []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unmask.cli.arguments import DebugFlag, DeviceOption, JsonFlag
+from unmask.cli.arguments import DebugFlag, DeviceOption, JsonFlag, RunFolderOption
 from unmask.cli.output import print_json, print_line
 from unmask.cli.run_bar import RunBar
 
@@ -19,9 +19,7 @@ def train(
         Path, typer.Argument(metavar="CONFIG", help="TOML file; docs/training.md has its keys.")
     ],
     *,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run; an unfinished one is continued.", metavar="FOLDER")
-    ],
+    out: RunFolderOption,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,7 +50,8 @@ def train(
 
     usable_device(device)
     shards = Shards.open(settings.data.folder)
-    recipe = Learner.new(settings, shards.tokenizer()).recipe
+    tokenizer = shards.tokenizer()
+    recipe = Learner.new(settings, tokenizer, shards.train.log_frequencies(tokenizer.vocab_size)).recipe
     measured: list[StepRecord] = []
     with joined_workers(device) as workers, RunBar() as bar:
 
