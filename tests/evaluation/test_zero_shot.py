@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from packaged_tasks import write_data
 from tiny_models import CONFIG, tiny_checkpoint
 
 from unmask.decoding.language_model import LanguageModel, load
-from unmask.decoding.options import Options
+from unmask.decoding.options import Mode, Options
+from unmask.engine.side_by_side import side_by_side
 from unmask.errors import FailureError, UsageError
 from unmask.evaluation.ledger import StageProgress
 from unmask.evaluation.model_scorer import ModelScorer
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
 from unmask.evaluation.tasks import find_tasks
 from unmask.evaluation.tasks.data import TaskData
+from unmask.evaluation.together import in_turn
 from unmask.evaluation.zero_shot import EvaluationReport, evaluate
 
 NAMES = "lambada,arc-easy,basic-skills-pattern,basic-skills-pattern-written,humaneval-infilling"
@@ -82,10 +84,11 @@ def test_the_report_sums_up_the_items(model: LanguageModel, data: TaskData, tmp_
 class _Interrupted(ModelScorer):
     """Stops like Ctrl-C at the second text to write."""
 
-    def generate_until(self, requests: Sequence[GenerationRequest]) -> list[Generated]:
-        if requests and requests[0].context.startswith("1 + 1 = 2\n\n3"):
-            raise KeyboardInterrupt
-        return super().generate_until(requests)
+    def written(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Generated]]:
+        for number, text in super().written(requests):
+            if requests[number].context.startswith("1 + 1 = 2\n\n3"):
+                raise KeyboardInterrupt
+            yield number, text
 
 
 def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(
@@ -116,7 +119,7 @@ def test_nothing_is_asked_twice(
         raise AssertionError("asked again")
 
     monkeypatch.setattr(ModelScorer, "loglikelihood", refuse)
-    monkeypatch.setattr(ModelScorer, "generate_until", refuse)
+    monkeypatch.setattr(ModelScorer, "written", refuse)
     assert results(run(model, tmp_path / "out", data)) == results(whole)
     assert results(run(model, tmp_path / "out", data, limit=1)) == results(first)
 
@@ -142,6 +145,27 @@ def test_speculation_writes_what_ar_writes(model: LanguageModel, data: TaskData,
     assert one == other
     answers = [[line["answers"] for line in lines(tmp_path / mode)] for mode in reports]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("mode", ["ar", "speculative", "diffusion"])
+def test_side_by_side_answers_are_those_given_in_turn(
+    model: LanguageModel, data: TaskData, tmp_path: Path, mode: Mode
+) -> None:
+    names, options = (
+        "basic-skills-pattern-written,humaneval-infilling,lambada-written,gsm8k",
+        Options(mode=mode),
+    )
+    reports = [
+        evaluate(model, find_tasks(names), tmp_path / name, options, data=data, together=together)
+        for name, together in (("turn", in_turn), ("side", side_by_side))
+    ]
+    one, other = (
+        {(line["task"], line["item"]): [line["answers"], line["num_decode_forwards"]] for line in found}
+        for found in (lines(tmp_path / "turn"), lines(tmp_path / "side"))
+    )
+    assert one == other
+    assert len(one) == sum(task.num_items for task in reports[0].tasks) > 4
+    assert [task.scores for task in reports[0].tasks] == [task.scores for task in reports[1].tasks]
 
 
 def test_all_tasks_run_in_mode_diffusion(model: LanguageModel, data: TaskData, tmp_path: Path) -> None:
@@ -174,6 +198,7 @@ def test_progress_is_told(model: LanguageModel, data: TaskData, tmp_path: Path) 
     evaluate(model, tasks, tmp_path / "out", Options(), data=data, observe=events.append)
     assert [(event.stage, event.done, event.total) for event in events] == [
         ("arc-easy", 0, 2),
+        ("arc-easy", 1, 2),
         ("arc-easy", 2, 2),
         ("lambada-written", 0, 2),
         ("lambada-written", 1, 2),

@@ -128,6 +128,7 @@ def eval(
     opened = open_model(
         model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
     )
+    from unmask.engine.side_by_side import side_by_side
     from unmask.evaluation.tasks.data import TaskData
     from unmask.evaluation.zero_shot import evaluate
     from unmask.model.store import cache_directory
@@ -137,7 +138,15 @@ def eval(
     with RunBar() as bar:
         data = TaskData(cache_directory(), offline=offline, progress=bar.print)
         report = evaluate(
-            opened, chosen, out, options, data=data, likelihood=kind, limit=limit, observe=bar.follow
+            opened,
+            chosen,
+            out,
+            options,
+            data=data,
+            likelihood=kind,
+            limit=limit,
+            together=side_by_side,
+            observe=bar.follow,
         )
     if json:
         print_json(asdict(report))

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 from hashlib import sha256
 
 from unmask.decoding.admission import admit, default_sampler
-from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Mode, Options
 from unmask.errors import UsageError
@@ -14,6 +13,7 @@ from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound, Duel, Flow
 from unmask.evaluation.continuations import Continuation, LikelihoodKind
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
+from unmask.evaluation.together import Asked, Together, in_turn
 from unmask.registry import Registry
 
 LIKELIHOODS: Registry[type[LikelihoodKind]] = Registry(
@@ -37,14 +37,20 @@ class ModelScorer:
     `options` decide how text is written; its length, stops and seed are each request's own. With a temperature
     every request draws noise of its own, by its context, so that no result depends on the order of items. A gap is
     filled with a view of both sides in mode diffusion; the other modes write on from what comes before it.
-    `likelihood`: that of the mode, unless given. Raises UsageError where the model lacks what is asked for.
+    `likelihood`: that of the mode, unless given. `together` decodes what is to be written. Raises UsageError where the
+    model lacks what is asked for.
     """
 
     def __init__(
-        self, model: LanguageModel, options: Options, likelihood: LikelihoodKind | None = None
+        self,
+        model: LanguageModel,
+        options: Options,
+        likelihood: LikelihoodKind | None = None,
+        *,
+        together: Together = in_turn,
     ) -> None:
         card = model.checkpoint.card
-        self._model = model
+        self._model, self._together = model, together
         self._options = options.resolve(
             block_length=card.block_length,
             stop_token_ids=tuple(card.stop_token_ids),
@@ -91,12 +97,28 @@ class ModelScorer:
         return [_sum([next(answers) for _ in some]) for some in windows]
 
     def generate_until(self, requests: Sequence[GenerationRequest]) -> list[Generated]:
-        """Write on from each context, cut at its beginning where it is too long, one after the other."""
-        return [self._generate(request) for request in requests]
+        """Write on from each context, cut at its beginning where it is too long."""
+        done = dict(self.written(requests))
+        return [done[number] for number in range(len(requests))]
 
-    def _generate(self, request: GenerationRequest) -> Generated:
+    def written(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Generated]]:
+        """Write on from each context as `generate_until`; yield each one's number and text as soon as it is there."""
+        contexts = [self._model.encode(request.context, raw=True) for request in requests]
+        asked = [self._asked(*pair) for pair in zip(requests, contexts, strict=True)]
+        for number, generation in self._together(self._model, asked):
+            counts = (generation.num_tokens, generation.num_forwards, generation.num_decode_forwards)
+            yield (
+                number,
+                Generated(
+                    _until(generation.text, requests[number].until),
+                    *counts,
+                    num_dropped=len(contexts[number]) - len(asked[number][0]),
+                ),
+            )
+
+    def _asked(self, request: GenerationRequest, context: Sequence[int]) -> Asked:
+        """Return what is to be decoded for a request whose context has these tokens."""
         tokenizer, gap = self._model.tokenizer, request.gap
-        context = self._model.encode(request.context, raw=True)
         fills = gap is not None and self._options.mode == "diffusion"
         after = tokenizer.encode(gap.after) if gap is not None and fills else []
         room = self._window - request.max_tokens - len(after)
@@ -106,22 +128,14 @@ class ModelScorer:
                 f"holds {self._window}",
                 "choose another task",
             )
-        kept = context[-room:]
         options = replace(
             self._options, max_tokens=request.max_tokens, seed=self._options.seed ^ _digest(request.context)
         )
         if gap is not None and after:
             num_open = min(len(tokenizer.encode(gap.removed)), request.max_tokens)
-            options = replace(options, max_tokens=num_open, block_length=None, suffix_ids=tuple(after))
-            written = generate(self._model.denoiser, tokenizer, kept, replace(options, stop_token_ids=()))
-            text = _until(written.text, request.until)
-        else:
-            written = generate(
-                self._model.denoiser, tokenizer, kept, self._with_stops(options, request.until)
-            )
-            text = written.text
-        counts = (written.num_tokens, written.num_forwards, written.num_decode_forwards)
-        return Generated(text, *counts, num_dropped=len(context) - len(kept))
+            hole = replace(options, max_tokens=num_open, block_length=None, suffix_ids=tuple(after))
+            return context[-room:], replace(hole, stop_token_ids=())
+        return context[-room:], self._with_stops(options, request.until)
 
     def _with_stops(self, options: Options, until: Sequence[str]) -> Options:
         """Add texts to stop at; where one is a special token, which never shows, its id."""

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 from unmask.decoding.language_model import LanguageModel
@@ -15,19 +16,20 @@ from unmask.evaluation.item_record import ItemRecord, digest_of
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.model_scorer import ModelScorer, default_likelihood
 from unmask.evaluation.provenance import provenance_of
-from unmask.evaluation.scoring import Answer, GenerationRequest, LikelihoodRequest, Scorer
+from unmask.evaluation.scoring import Answer, GenerationRequest, LikelihoodRequest
 from unmask.evaluation.task_report import TaskReport
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.tasks.execution import confinement_layers
 from unmask.evaluation.tasks.item import Item
 from unmask.evaluation.tasks.task import Task
+from unmask.evaluation.together import Together, in_turn
 from unmask.training.run_folder import RunFolder
 
 ITEMS_FILE = "items.jsonl"
 REPORT_FILE = "report.json"
 
 _ITEMS_AT_ONCE = 32
-"""Items whose continuations are packed together; what an interruption loses at most."""
+"""Items whose continuations are packed together; what an interruption loses at most of these."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,21 @@ def evaluate(
     data: TaskData | None = None,
     likelihood: LikelihoodKind | None = None,
     limit: int | None = None,
+    together: Together = in_turn,
     observe: Observer = lambda progress: None,
 ) -> EvaluationReport:
     """Ask a model all items of the tasks, or the first `limit` of each, and write `REPORT_FILE` into the folder.
 
     Every item is written to the folder as soon as it is scored; those that are there already are not asked again, so a
-    run that was cut off goes on, and a larger limit adds to a smaller one. `options` and `likelihood` are as in
-    `ModelScorer`; `data` is in the cache directory unless given. Raise UsageError for a folder that holds other
+    run that was cut off goes on, and a larger limit adds to a smaller one. `options`, `likelihood` and `together` are
+    as in `ModelScorer`; `data` is in the cache directory unless given. Raise UsageError for a folder that holds other
     settings, and what the data and the model raise.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit={limit} must be at least 1")
     data = data or TaskData()
     kind = likelihood or default_likelihood(options.mode)
-    scorer = ModelScorer(model, options, kind)
+    scorer = ModelScorer(model, options, kind, together=together)
     settings = {
         "model": model.checkpoint.card.name,
         "adapter": model.checkpoint.card.adapter,
@@ -84,8 +87,8 @@ def evaluate(
             for record in _ask(scorer, name, batch):
                 ledger.add(record)
                 known[record.task, record.item, record.digest] = record
-            done += len(batch)
-            observe(StageProgress(name, done, len(items)))
+                done += 1
+                observe(StageProgress(name, done, len(items)))
         reports.append(TaskReport.of(name, task, [known[key] for key in keys]))
     runs_programs = any(task.runs_programs for task in tasks.values())
     report = EvaluationReport(
@@ -99,37 +102,48 @@ def evaluate(
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield items to ask together: many whose continuations are scored, one that wants something written."""
-    begin = 0
-    while begin < len(items):
-        end = begin + 1
-        if not _writes(items[begin]):
-            while end < len(items) and end - begin < _ITEMS_AT_ONCE and not _writes(items[end]):
-                end += 1
-        yield items[begin:end]
-        begin = end
+    """Yield items to ask together: some whose continuations are scored, all that want something written."""
+    for writes, run in groupby(items, key=_writes):
+        some = list(run)
+        size = len(some) if writes else _ITEMS_AT_ONCE
+        for begin in range(0, len(some), size):
+            yield some[begin : begin + size]
 
 
 def _writes(item: Item) -> bool:
     return any(isinstance(request, GenerationRequest) for request in item.requests)
 
 
-def _ask(scorer: Scorer, task: str, items: Sequence[Item]) -> list[ItemRecord]:
-    """Put the requests of all items to the model together, and deal the answers out."""
+def _ask(scorer: ModelScorer, task: str, items: Sequence[Item]) -> Iterator[ItemRecord]:
+    """Put the requests of all items to the model together; yield the record of each as soon as it is answered.
+
+    Its seconds are its share of those since the records before it.
+    """
     begin = time.perf_counter()
-    requests = [request for item in items for request in item.requests]
-    likelihoods = iter(
-        scorer.loglikelihood([request for request in requests if isinstance(request, LikelihoodRequest)])
-    )
-    texts = iter(
-        scorer.generate_until([request for request in requests if isinstance(request, GenerationRequest)])
-    )
-    answers: list[list[Answer]] = [
-        [
-            next(likelihoods) if isinstance(request, LikelihoodRequest) else next(texts)
-            for request in item.requests
-        ]
-        for item in items
-    ]
-    seconds = (time.perf_counter() - begin) / len(items)
-    return [ItemRecord.of(task, item, own, seconds) for item, own in zip(items, answers, strict=True)]
+    answers: list[dict[int, Answer]] = [{} for _ in items]
+    likelihoods: list[tuple[int, int, LikelihoodRequest]] = []
+    generations: list[tuple[int, int, GenerationRequest]] = []
+    for number, item in enumerate(items):
+        for place, request in enumerate(item.requests):
+            if isinstance(request, LikelihoodRequest):
+                likelihoods.append((number, place, request))
+            else:
+                generations.append((number, place, request))
+
+    def record(number: int, seconds: float) -> ItemRecord:
+        own = [answer for _, answer in sorted(answers[number].items(), key=itemgetter(0))]
+        return ItemRecord.of(task, items[number], own, seconds)
+
+    found = scorer.loglikelihood([request for *_, request in likelihoods])
+    for (number, place, _), likelihood in zip(likelihoods, found, strict=True):
+        answers[number][place] = likelihood
+    ready = [number for number, item in enumerate(items) if len(answers[number]) == len(item.requests)]
+    seconds = time.perf_counter() - begin
+    yield from (record(number, seconds / len(ready)) for number in ready)
+    begin = time.perf_counter()
+    for index, text in scorer.written([request for *_, request in generations]):
+        number, place, _ = generations[index]
+        answers[number][place] = text
+        if len(answers[number]) == len(items[number].requests):
+            yield record(number, time.perf_counter() - begin)
+            begin = time.perf_counter()
