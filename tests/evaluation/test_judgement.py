@@ -360,6 +360,13 @@ def test_wrong_options_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_text_leaves_no_folder(unmask_command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    result = unmask_command("judge", tiny_model, "--out", tmp_path / "out", "--text", tmp_path / "none.txt")
+    assert result.status == 1
+    assert "none.txt" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_judged(unmask_command: Command, tmp_path: Path) -> None:
     save_checkpoint(tiny_checkpoint(), tmp_path / "base")
     result = unmask_command("judge", tmp_path / "base", "--out", tmp_path / "out")

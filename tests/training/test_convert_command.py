@@ -68,6 +68,7 @@ def test_a_missing_text_is_named(base: str, tmp_path: Path, capsys: pytest.Captu
     missing = str(tmp_path / "missing.txt")
     assert main(["convert", base, "--out", str(tmp_path / "out"), "--text", missing, *SMALL]) == 1
     assert "missing.txt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_folder_is_tuned_and_both_belong_to_the_base(

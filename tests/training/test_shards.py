@@ -112,7 +112,8 @@ def test_conversations_are_written_in_the_tokenizers_template(tmp_path: Path) ->
     ("sources", "changes", "words"),
     [
         ((), {}, "there is no text"),
-        (("missing.txt",), {}, "missing.txt"),
+        (("missing.txt",), {}, "missing.txt does not exist"),
+        (("a.txt", "missing.txt"), {"tokenizer": "bpe:200"}, "missing.txt does not exist"),
         (("missing.jsonl",), {}, "does not exist"),
         (("a.pdf",), {}, "of no known kind"),
         (("a.txt",), {"column": "text"}, "has no column 'text'"),

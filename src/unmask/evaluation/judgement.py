@@ -162,8 +162,9 @@ def judge(
     if config.against is not None:
         models["against"] = open_model(source, config.against)
     run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe, together)
+    windows = run.windows()  # before the folder is taken: texts that cannot be read leave no trace
     run.claim()
-    texts, records = run.texts(), run.prompts()
+    texts, records = run.texts(windows), run.prompts()
     judgement = Judgement(
         config,
         provenance_of(model),
@@ -199,15 +200,28 @@ class _Run:
             "fingerprints": {which: fingerprint(model) for which, model in self.models.items()},
         }
 
+    def windows(self) -> list[Window]:
+        """Cut the held-out text, or else the prompts, into windows."""
+        tokenizer = self.models["judged"].tokenizer
+        if not self.config.texts:
+            prompts = first_prompts(self.config.num_prompts)
+            return windows_of_texts(OWN_TEXT, (prompt.text for prompt in prompts), tokenizer)
+        return [
+            window
+            for path in self.config.texts
+            for window in windows_of_file(
+                Path(path), tokenizer, num_tokens=self.config.text_tokens, seed=self.config.seed
+            )
+        ]
+
     def claim(self) -> None:
         """Take the folder, or find that it holds a part of this judgement, perhaps on fewer prompts."""
         settings = {**asdict(self.config), "judged": self.description}
         del settings["num_prompts"]
         self.folder.claim_settings(settings)
 
-    def texts(self) -> tuple[TextScore, ...]:
+    def texts(self, windows: Sequence[Window]) -> tuple[TextScore, ...]:
         """Score the held-out text, window by window."""
-        windows = self._windows()
         ledger = Ledger(self.folder, TEXT_FILE, WindowScore)
         base = self._base() if len(ledger.records) < len(windows) else None
         base_denoiser = None if base is None else base.denoiser
@@ -252,19 +266,6 @@ class _Run:
                 ledger.add(record)
         self.observe(StageProgress("prompts", len(asked), len(asked)))
         return ledger.records[: len(asked)]
-
-    def _windows(self) -> list[Window]:
-        tokenizer = self.models["judged"].tokenizer
-        if not self.config.texts:
-            prompts = first_prompts(self.config.num_prompts)
-            return windows_of_texts(OWN_TEXT, (prompt.text for prompt in prompts), tokenizer)
-        return [
-            window
-            for path in self.config.texts
-            for window in windows_of_file(
-                Path(path), tokenizer, num_tokens=self.config.text_tokens, seed=self.config.seed
-            )
-        ]
 
     def _base(self) -> LanguageModel | None:
         """Return the model that was converted, where it is known."""

@@ -63,6 +63,15 @@ class Conversion:
 
     def __init__(self, config: ConversionConfig, folder: Path, checkpoint: Checkpoint) -> None:
         self.config, self.checkpoint = config, checkpoint
+        # Before the folder is taken: texts that cannot be read leave no trace of a run.
+        self.texts = sample_windows(
+            config.texts,
+            checkpoint.tokenizer,
+            num_tokens=config.text_tokens,
+            length=config.length,
+            seed=config.seed,
+            weights=config.text_weights,
+        )
         self.folder = RunFolder(folder, "conversion")
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, lambda text: ConversionConfig.filled(json.loads(text)))
@@ -187,18 +196,10 @@ class Conversion:
             config.synthetic_tokens,
             lambda done, total: observe(ConversionEvent("writing", done, total)),
         )
-        read = sample_windows(
-            config.texts,
-            self.checkpoint.tokenizer,
-            num_tokens=config.text_tokens,
-            length=config.length,
-            seed=config.seed,
-            weights=config.text_weights,
-        )
         least = min(config.block_lengths)
         usable = [
             document
-            for document in (*map(Document.of_text, written), *read)
+            for document in (*map(Document.of_text, written), *self.texts)
             if any(end - begin >= least for begin, end in document.learnt)
         ]
         order = np.random.default_rng(config.seed).permutation(len(usable))

@@ -21,6 +21,7 @@ def read_corpus(source: str, column: str | None = None) -> Iterator[Record]:
     folder of such, or a dataset of the hub, ``org/name``. A row's `column` holds a text, or a list of messages with
     "role" and "content". Raise UsageError for a column that is not there, TrainingError for what cannot be read.
     """
+    require_source(source)
     if source.endswith(_TEXT_ENDINGS):
         if column is not None:
             raise UsageError(f"{source} is plain text and has no column {column!r}", "leave out --column")
@@ -30,6 +31,14 @@ def read_corpus(source: str, column: str | None = None) -> Iterator[Record]:
         record = _record(row, column, source)
         if record:
             yield record
+
+
+def require_source(source: str) -> None:
+    """Raise UsageError for a file or folder that is not there."""
+    if not Path(source).exists() and not is_remote(source):
+        raise UsageError(
+            f"{source} does not exist", "give a file, a folder, or a dataset org/name of the hub"
+        )
 
 
 def is_remote(source: str) -> bool:
@@ -60,10 +69,6 @@ def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
     path = Path(source)
-    if not path.exists() and not is_remote(source):
-        raise UsageError(
-            f"{source} does not exist", "give a file, a folder, or a dataset org/name of the hub"
-        )
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -12,7 +12,7 @@ from unmask.model.catalogue import find_card
 from unmask.model.checkpoint import Finder
 from unmask.model.store import cache_directory, writing_folder
 from unmask.tokenizer import TOKENIZER_FILE, Message, Tokenizer
-from unmask.training.corpus import is_remote, read_corpus
+from unmask.training.corpus import is_remote, read_corpus, require_source
 from unmask.training.documents import Record
 from unmask.training.shards import (
     MANIFEST_FILE,
@@ -74,6 +74,8 @@ def prepare(
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already", "name a new folder")
+    for source in config.sources:
+        require_source(source)
     remote = [source for source in config.sources if is_remote(source)]
     if offline and remote:
         raise UsageError(f"{remote[0]} is a dataset of the hub", "leave out --offline, or give a file")
