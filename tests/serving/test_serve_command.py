@@ -32,6 +32,16 @@ def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(
     assert message in done.err
 
 
+def test_replicas_without_ray_are_refused_before_the_model_is_loaded(
+    unmask_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "unmask.serving.ray_replicas", raising=False)
+    done = unmask_command("serve", "no-such-model", "--replicas", "2")
+    assert done.status == 1
+    assert "--replicas needs ray (pip install 'unmask[ray]')" in done.err
+
+
 def test_a_taken_port_is_named(unmask_command: Command) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

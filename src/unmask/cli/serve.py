@@ -120,6 +120,8 @@ def serve(
         api_keys=tuple(api_key or ()),
         origins=tuple(origin or ()),
     )
+    if replicas > 1:
+        _require_ray()
     listener = bind(host, port)
     open_served = partial(
         open_model, model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
@@ -159,6 +161,13 @@ def _open_engine(
     return engine
 
 
+def _require_ray() -> None:
+    try:
+        import unmask.serving.ray_replicas  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise FailureError(f"--replicas needs {error.name}", "pip install 'unmask[ray]'") from error
+
+
 def _replicated_app(
     model: "LanguageModel",
     settings: "Settings",
@@ -168,13 +177,10 @@ def _replicated_app(
     max_requests: int,
     num_pages: int,
 ) -> "FastAPI":
-    try:
-        from unmask.serving.ray_replicas import RayReplicas
-    except ModuleNotFoundError as error:
-        raise FailureError(f"--replicas needs {error.name}", "pip install 'unmask[ray]'") from error
     from unmask.engine.engine import DEFAULT_PAGE_SIZE
     from unmask.serving.app import app_over
     from unmask.serving.metrics import Metrics
+    from unmask.serving.ray_replicas import RayReplicas
     from unmask.serving.replicas import ReplicatedService
 
     metrics = Metrics()
