@@ -16,9 +16,13 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     Raises UsageError for a mode the model does not have, and for a prompt or stop tokens that it cannot take.
     """
     config = denoiser.transformer.config
-    if denoiser.vectors is not None and options.mode == "diffusion":
+    instead = f"use mode {'ar' if denoiser.predicts_next else 'diffusion'!r}"
+    is_continuous = denoiser.vectors is not None
+    if is_continuous and options.mode == "diffusion":
         gaussian_sampler(options)
-    elif options.mode != "ar" and denoiser.mask_token_id is None and denoiser.process is None:
+    elif options.mode != "ar" and not (
+        is_continuous or denoiser.mask_token_id is not None or denoiser.process is not None
+    ):
         raise UsageError(
             f"mode {options.mode!r}: this model has no mask token",
             "use mode 'ar', or convert the model first",
@@ -31,12 +35,9 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     elif options.sampler is not None and denoiser.process is None:
         raise UsageError(f"sampler {options.sampler}: the noise of this model is not known", "give a rule")
     if options.mode == "speculative" and denoiser.mask_token_id is None:
-        raise UsageError("mode 'speculative': drafts are masks, and this model has none", "use mode 'ar'")
+        raise UsageError("mode 'speculative': drafts are masks, and this model has none", instead)
     if options.mode != "diffusion" and not denoiser.predicts_next:
-        raise UsageError(
-            f"mode {options.mode!r}: this model was not trained to predict next tokens",
-            "use mode 'diffusion'",
-        )
+        raise UsageError(f"mode {options.mode!r}: this model was not trained to predict next tokens", instead)
     if not prompt_ids:
         raise UsageError("the prompt has no tokens", "give a text")
     strange = [token for token in prompt_ids if not 0 <= token < config.vocab_size]

@@ -131,7 +131,9 @@ class Options:
         for field in ("presence_penalty", "frequency_penalty"):
             self._check(_is_number(getattr(self, field)), field, "must be a finite number")
             self._check(
-                self.sampler is None or not getattr(self, field), field, "a sampler cannot count; give a rule"
+                self.sampler is None or not getattr(self, field),
+                field,
+                "a sampler cannot count, only a rule can; leave it out",
             )
         self._check(
             self.constraint is None or isinstance(self.constraint, Constraint),
@@ -139,7 +141,11 @@ class Options:
             "must be a Constraint",
         )
         if self.constraint is not None:
-            self._check(self.sampler is None, "constraint", "a sampler cannot keep to it; give a rule")
+            self._check(
+                self.sampler is None,
+                "constraint",
+                "a sampler cannot keep to it, only a rule can; leave it out",
+            )
             self._check(not self.stop, "constraint", "a stop string would cut it; leave `stop` out")
             self._check(self.stop_token_ids != (), "constraint", "its end is a stop token, and there is none")
         self._check(
