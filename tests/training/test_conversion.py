@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,14 @@ def test_a_folder_belongs_to_its_config(base: Path, tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_by_name(base: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         tiny_config(base, **changes)
+
+
+def test_a_model_without_next_tokens_is_refused(base: Path, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    other = replace(checkpoint, card=replace(checkpoint.card, predicts_next=False))
+    with pytest.raises(UsageError, match="predicts no next tokens"):
+        Conversion(tiny_config(base), tmp_path / "out", other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_texts_are_read_in_every_format_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ class CanvasBlocks:
 
     def __post_init__(self) -> None:
         if self.denoiser.mask_token_id is None:
-            raise UsageError("this model has no mask token, so it has no canvas", "convert it first")
+            raise UsageError(
+                "this model has no mask token, so it has no canvas",
+                "convert it first" if self.denoiser.predicts_next else "choose a model of masked noise",
+            )
         if self.denoiser.conditioning is not None:
             raise UsageError(
                 "this model is told the time or its last belief", "measure it as the model it was trained as"
@@ -37,8 +40,10 @@ class CanvasBlocks:
         return Masked(self.denoiser.vocab_size, self.denoiser.mask_token_id, Linear())
 
     @torch.inference_mode()
-    def __call__(self, clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int]) -> Tensor:
-        """Return logits (B, L, K), void before the first block; equal rows of `clean` are run once."""
+    def __call__(
+        self, clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int], wanted: Tensor
+    ) -> Tensor:
+        """Return logits (M, K) at the wanted places; equal rows of `clean` are run once."""
         denoiser, (rows, length) = self.denoiser, noisy.shape
         contexts, context_of = clean.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
         cache = denoiser.new_cache(length, num_rows=len(contexts))
@@ -64,5 +69,4 @@ class CanvasBlocks:
             states = denoiser.canvas_states(canvases, cache)
             row, start, _ = torch.tensor(places)[states.canvas].unbind(-1)
             hidden[row, start + states.position] = states.hidden
-        logits = denoiser.head(hidden.flatten(0, 1))[:, : denoiser.vocab_size]
-        return logits.view(rows, length, -1).cpu()
+        return denoiser.head(hidden[wanted.to(device)])[:, : denoiser.vocab_size].cpu()

@@ -107,7 +107,7 @@ class Flow:
         if model.denoiser.vectors is None:
             raise UsageError(
                 "likelihood 'flow': this model's noise is on tokens, which nothing flows through",
-                "choose 'bound', or a continuous model",
+                "leave it out, or choose a continuous model",
             )
         if model.quantize is not None:
             raise UsageError(f"likelihood 'flow': {model.quantize} has no gradients", "leave quantize out")
@@ -197,7 +197,10 @@ def _process(model: LanguageModel, likelihood: str) -> Process:
         raise UsageError(f"likelihood {likelihood!r}: this model's noise is Gaussian", "choose 'bound'")
     if denoiser.process is None or (denoiser.mask_token_id is None and not denoiser.full_attention):
         raise UsageError(
-            f"likelihood {likelihood!r}: this model has no mask token", "choose 'ar', or convert it first"
+            f"likelihood {likelihood!r}: this model has no mask token",
+            "choose 'ar', or convert it first"
+            if denoiser.predicts_next
+            else "choose a model of masked noise",
         )
     return denoiser.process if denoiser.full_attention else CanvasBlocks(denoiser).process
 

@@ -157,7 +157,10 @@ def judge(
     model = open_model(source, config.adapter)
     if model.denoiser.mask_token_id is None or not model.denoiser.predicts_next:
         lacks = "canvas" if model.denoiser.mask_token_id is None else "next-token law"
-        raise UsageError(f"{config.model} has no {lacks}, so there is nothing to judge", "convert it first")
+        raise UsageError(
+            f"{config.model} has no {lacks}, so there is nothing to judge",
+            "convert it first" if model.denoiser.predicts_next else "judge a converted model",
+        )
     models: dict[Which, LanguageModel] = {"judged": model}
     if config.against is not None:
         models["against"] = open_model(source, config.against)

@@ -38,7 +38,10 @@ def require_canvas(model: LanguageModel) -> None:
     """Raise UsageError for a model on which no oracle is defined."""
     denoiser = model.denoiser
     if denoiser.mask_token_id is None or denoiser.vectors is not None:
-        raise UsageError("this model has no mask token, so no rule decodes it", "convert it first")
+        raise UsageError(
+            "this model has no mask token, so no rule decodes it",
+            "convert it first" if denoiser.predicts_next else "choose a model of masked noise",
+        )
     if denoiser.full_attention:
         raise UsageError(
             "this model sees the whole sequence both ways; the oracles go block by block behind a causal stream",

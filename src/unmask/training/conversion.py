@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.errors import TrainingError
+from unmask.errors import TrainingError, UsageError
 from unmask.model.checkpoint import Checkpoint, base_source
 from unmask.training.conversion_config import ConversionConfig, JointRecipe
 from unmask.training.documents import Document, DocumentFile, sample_windows
@@ -62,6 +62,11 @@ class Conversion:
     """
 
     def __init__(self, config: ConversionConfig, folder: Path, checkpoint: Checkpoint) -> None:
+        if not checkpoint.card.predicts_next:
+            raise UsageError(
+                f"{checkpoint.card.name} predicts no next tokens, which a conversion learns from",
+                "convert an autoregressive model",
+            )
         self.config, self.checkpoint = config, checkpoint
         # Before the folder is taken: texts that cannot be read leave no trace of a run.
         self.texts = sample_windows(

@@ -56,6 +56,11 @@ class SyntheticCorpus:
     def __init__(self, config: CorpusConfig, path: Path, checkpoint: Checkpoint) -> None:
         self.config, self.path, self.checkpoint = config, path, checkpoint
         self.script = Script.of(checkpoint.tokenizer)
+        if not checkpoint.card.predicts_next:
+            raise UsageError(
+                f"{checkpoint.card.name} predicts no next tokens, by which documents are written",
+                "choose an autoregressive model",
+            )
         if not self.script.head:
             raise UsageError(
                 "this model has no token to begin a text with, so it cannot write by itself",
