@@ -23,7 +23,7 @@ import jsonschema
 from rich.progress import Progress
 
 from unmask.decoding.language_model import LanguageModel, load
-from unmask.decoding.options import MODES, Mode
+from unmask.decoding.mode import MODES, Mode
 from unmask.engine.engine import Engine
 from unmask.evaluation.ledger import Ledger
 from unmask.evaluation.provenance import provenance

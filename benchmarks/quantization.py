@@ -24,7 +24,8 @@ from rich.progress import track
 from torch import Tensor
 
 from unmask.decoding.language_model import LanguageModel, load
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.evaluation.agreement import measure_agreement
 from unmask.evaluation.average import average
 from unmask.evaluation.fingerprint import fingerprint

@@ -26,7 +26,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from unmask.config import AdapterConfig, TransformerConfig
 from unmask.decoding.generate import generate
-from unmask.decoding.options import MODES, Options
+from unmask.decoding.mode import ENGINE_MODES
+from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.engine.engine import Engine, Failed, Finished
 from unmask.evaluation.figure import new_figure
@@ -55,7 +56,6 @@ class Question:
 
     prompt: tuple[int, ...]
     options: Options
-    is_planned: bool
     answer: tuple[int, ...]
 
 
@@ -124,22 +124,22 @@ def questions(denoiser: Denoiser, tokenizer: Tokenizer, generator: random.Random
     """Return requests of every mode, whose prompts begin alike, with the answers of the reference loop."""
     stem = [generator.randint(2, 1 + len(LETTERS)) for _ in range(40)]
     found = []
-    for number in range(NUM_QUESTIONS):
+    for _ in range(NUM_QUESTIONS):
         tail = [generator.randint(2, 1 + len(LETTERS)) for _ in range(generator.randint(1, 12))]
         prompt = (*stem[: generator.randint(0, len(stem))], *tail)
-        is_planned = number % 5 == 0
-        options = random_options(generator, is_planned=is_planned)
-        answer = generate(denoiser, tokenizer, prompt, options).token_ids
-        found.append(Question(prompt, options, is_planned, answer))
+        options = random_options(generator)
+        alone = replace(options, mode="speculative") if options.mode == "auto" else options
+        answer = generate(denoiser, tokenizer, prompt, alone).token_ids
+        found.append(Question(prompt, options, answer))
     return found
 
 
-def random_options(generator: random.Random, *, is_planned: bool) -> Options:
-    """Return options of any mode; a planned request is greedy, so that its text is known beforehand."""
-    mode = "speculative" if is_planned else generator.choice(MODES)
+def random_options(generator: random.Random) -> Options:
+    """Return options of any mode; in mode auto they are greedy, so that the text does not depend on the plan."""
+    mode = generator.choice(ENGINE_MODES)
     options = Options(
         max_tokens=generator.randint(1, 32),
-        temperature=0.0 if is_planned else generator.choice([0.0, 0.8]),
+        temperature=0.0 if mode == "auto" else generator.choice([0.0, 0.8]),
         seed=generator.randrange(100),
         stop_token_ids=generator.choice([(), (0,)]),
     )
@@ -149,7 +149,7 @@ def random_options(generator: random.Random, *, is_planned: bool) -> Options:
     if mode == "diffusion":
         rule = generator.choice(["threshold:0.6", "top-k:2", "entropy-bound:1", "random:2"])
         return replace(options, rule=RULES.parse(rule))
-    if is_planned:
+    if mode == "auto":
         return options
     tree_size, num_predrafts = generator.choice([None, 3, 7]), generator.choice([None, 1, 2])
     return replace(options, tree_size=tree_size, num_predrafts=num_predrafts)
@@ -168,7 +168,7 @@ def soak(
         while (passed := time.perf_counter() - began) < seconds or present:
             if passed < seconds and len(present) < MOST_PRESENT and generator.random() < ARRIVAL_CHANCE:
                 question = generator.choice(asked)
-                number = engine.add(question.prompt, question.options, planned=question.is_planned)
+                number = engine.add(question.prompt, question.options)
                 present[number] = question
                 tally.outcomes["added"] += 1
             if present and generator.random() < ABORTION_CHANCE:

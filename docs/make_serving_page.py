@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from unmask.serving.fields import SERVING_MODES, Refused, honouring_modes, marks
+from unmask.decoding.mode import ENGINE_MODES
+from unmask.serving.fields import Refused, honouring_modes, marks
 from unmask.serving.messages import ChatMessage
 from unmask.serving.protocol import ChatRequest, CompletionRequest, ScoreRequest, StreamOptions
 
@@ -37,8 +38,8 @@ def page() -> str:
 
 def section(name: str, request: type[BaseModel]) -> str:
     """Return one request's part of the page."""
-    lines = ["", f"## {name}", "", f"| field | {' | '.join(SERVING_MODES)} | |"]
-    lines.append("| --- |" + " :-: |" * len(SERVING_MODES) + " --- |")
+    lines = ["", f"## {name}", "", f"| field | {' | '.join(ENGINE_MODES)} | |"]
+    lines.append("| --- |" + " :-: |" * len(ENGINE_MODES) + " --- |")
     lines += [row(field, info) for field, info in request.model_fields.items()]
     return "\n".join(lines) + "\n"
 
@@ -46,7 +47,7 @@ def section(name: str, request: type[BaseModel]) -> str:
 def row(name: str, info: FieldInfo) -> str:
     """Return one field's line of the table."""
     honoured = honouring_modes(info)
-    signs = " | ".join("●" if mode in honoured else "○" for mode in SERVING_MODES)
+    signs = " | ".join("●" if mode in honoured else "○" for mode in ENGINE_MODES)
     return f"| `{name}` | {signs} | {remark(info)} |"
 
 

@@ -47,7 +47,7 @@ def test_every_command_speaks_json_and_can_be_debugged() -> None:
 
 
 def test_names_in_the_help_are_those_the_decoder_knows() -> None:
-    from unmask.decoding.options import MODES
+    from unmask.decoding.mode import MODES
     from unmask.decoding.rules import RULES
     from unmask.model.catalogue import DEFAULT_MODEL
 

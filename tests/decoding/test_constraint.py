@@ -17,7 +17,8 @@ from random_denoisers import byte_tokenizer, letter_tokenizer, random_denoiser
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Generation
-from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import LeftToRight, Threshold, TopK
 from unmask.decoding.samplers import Ancestral
 from unmask.decoding.text_law import TextLaw

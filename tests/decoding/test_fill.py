@@ -9,7 +9,8 @@ from random_denoisers import letter_tokenizer, random_denoiser
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Snapshot
-from unmask.decoding.options import MODES, Options
+from unmask.decoding.mode import MODES
+from unmask.decoding.options import Options
 from unmask.decoding.rules import LeftToRight, Threshold, TopK
 from unmask.diffusion.masked import Masked
 from unmask.diffusion.schedule import Linear

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from unmask.decoding.generate import PREFILL_CHUNK, generate, stream
 from unmask.decoding.generation import Generation, Snapshot
-from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import (
     EntropyBound,
     Factor,

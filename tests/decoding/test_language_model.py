@@ -9,7 +9,8 @@ import pytest
 from unmask.decoding import language_model
 from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
-from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import TopK
 from unmask.errors import UsageError
 from unmask.model.catalogue import ModelCard

@@ -14,7 +14,8 @@ from torch import Tensor
 from unmask.decoding import speculation
 from unmask.decoding.candidates import sampling_law
 from unmask.decoding.generate import generate
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.layout import Layout, Segment
 from unmask.model.cache import KVCache
 from unmask.model.denoiser import Denoiser, Draft

@@ -14,7 +14,8 @@ from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate
 from unmask.decoding.generation import Generation
 from unmask.decoding.logprobs import TokenLogprobs
-from unmask.decoding.options import MODES, Options
+from unmask.decoding.mode import MODES
+from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.engine.engine import Engine, Progress
 from unmask.model.conditioning import Conditioning

@@ -12,7 +12,8 @@ from mixes import TOKENIZER, denoiser_of, differences, essence, play, random_mix
 
 from unmask.decoding.candidates import Keys
 from unmask.decoding.generate import generate
-from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import LeftToRight
 from unmask.decoding.samplers import Ancestral
 from unmask.diffusion.process import build_process
@@ -21,7 +22,7 @@ from unmask.engine.cost_curve import CostCurve
 from unmask.engine.engine import Engine, Finished, Progress
 from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
-from unmask.engine.planner import Planner
+from unmask.engine.planner import Planner, Way
 from unmask.engine.request import Request
 from unmask.engine.runner import Job
 from unmask.errors import UsageError
@@ -350,38 +351,44 @@ def test_planned_requests_write_the_greedy_text_whatever_the_plan(slope: float, 
         planner=Planner(FixedCurve((1, 1.0), (2, 1.0 + slope), (64, 1.0 + 63 * slope))),
     )
     prompts = [(*PROMPT[: 1 + seed % 4], seed) for seed in range(2, 8)]
-    options = options_of("speculative", block_length=8, max_tokens=20)
-    places = {engine.add(prompt, options, planned=True): prompt for prompt in prompts}
+    options = options_of("auto", block_length=8, max_tokens=20)
+    places = {engine.add(prompt, options): prompt for prompt in prompts}
     other = engine.add(PROMPT, options_of("diffusion"))
     num_cycles = 0
+    ways: set[Way] = set()
     while engine.has_work:
-        for event in engine.step():
+        events = engine.step()
+        if engine.choice is not None:
+            ways |= set(engine.choice.ways.values())
+        for event in events:
             if isinstance(event, Finished) and event.request_id != other:
                 wanted = generate(
                     denoiser_of(1), TOKENIZER, places[event.request_id], options_of("ar", max_tokens=20)
                 )
                 assert event.generation.token_ids == wanted.token_ids
+                assert event.generation.mode == "auto"
                 num_cycles += len(event.generation.accepted_lengths)
         engine.check()
     assert (num_cycles > 0) == drafts
+    assert any(way.branching and way.num_predrafts for way in ways) == drafts
 
 
-def test_calibration_measures_forwards_and_planning_is_for_speculation() -> None:
+def test_calibration_measures_forwards_and_planning_is_for_mode_auto() -> None:
     engine = engine_of(token_budget=9)
     known = [engine.planner.curve.is_known]
     engine.calibrate()
     known.append(engine.planner.curve.is_known)
     assert known == [False, True]
     assert engine.planner.curve.seconds(8) > 0
-    with pytest.raises(UsageError, match="mode 'ar' cannot be planned"):
-        engine.add(PROMPT, options_of("ar"), planned=True)
-    with pytest.raises(UsageError, match="with a tree or pre-drafts cannot be planned"):
-        engine.add(PROMPT, options_of("speculative", tree_size=4), planned=True)
-    engine.add(PROMPT, options_of("speculative"), planned=True)
+    with pytest.raises(UsageError, match="tree_size=4 is not supported in mode 'auto': the planner chooses"):
+        options_of("auto", tree_size=4)
+    with pytest.raises(UsageError, match="nothing is planned for one request by itself"):
+        generate(denoiser_of(1), TOKENIZER, PROMPT, options_of("auto"))
+    engine.add(PROMPT, options_of("auto"))
     engine.step()
     engine.step()
     assert engine.choice is not None
-    assert set(engine.choice.block_lengths) == {0}
+    assert set(engine.choice.ways) == {0}
 
 
 def test_generate_wants_the_engine_to_itself() -> None:

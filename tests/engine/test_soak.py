@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from mixes import TOKENIZER, denoiser_of, random_options
@@ -30,8 +31,9 @@ def test_soak() -> None:
         if passed < SOAK_S and len(alive) < 24 and generator.random() < 0.5:
             prompt = [generator.randint(2, 5) for _ in range(generator.randint(1, 60))]
             options = random_options(generator, predicts_next=True)
-            planned = options.mode == "speculative" and generator.random() < 0.5
-            alive.add(engine.add(prompt, options, planned=planned))
+            if options.mode == "speculative" and generator.random() < 0.5:
+                options = replace(options, mode="auto", tree_size=None, num_predrafts=None)
+            alive.add(engine.add(prompt, options))
             num_added += 1
         if alive and generator.random() < 0.03:
             number = generator.choice(sorted(alive))

@@ -11,7 +11,8 @@ from packaged_tasks import write_data
 from tiny_models import CONFIG, tiny_checkpoint
 
 from unmask.decoding.language_model import LanguageModel, load
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.engine.side_by_side import side_by_side
 from unmask.errors import FailureError, UsageError
 from unmask.evaluation.ledger import StageProgress

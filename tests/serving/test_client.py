@@ -8,7 +8,8 @@ import pytest
 from served import Served
 
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import MODES, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import Options
 
 MESSAGES: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 SCHEMA = {

@@ -10,7 +10,8 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 from served import Served
 
-from unmask.serving.fields import SERVING_MODES, Refused, honouring_modes, marks
+from unmask.decoding.mode import ENGINE_MODES
+from unmask.serving.fields import Refused, honouring_modes, marks
 from unmask.serving.protocol import ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def cases() -> list[Any]:
         for path, (request, needed) in ROUTES.items()
         for name in request.model_fields
         if name not in needed or name == "max_tokens"
-        for mode in SERVING_MODES
+        for mode in ENGINE_MODES
     ]
 
 
@@ -119,7 +120,7 @@ def test_marks_give_reasons() -> None:
         for info in request.model_fields.values():
             for mark in marks(info):
                 assert mark.because
-                assert isinstance(mark, Refused) or set(mark.modes) < set(SERVING_MODES)
+                assert isinstance(mark, Refused) or set(mark.modes) < set(ENGINE_MODES)
 
 
 def table_maker() -> ModuleType:

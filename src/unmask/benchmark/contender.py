@@ -3,17 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from unmask.decoding.generate import stream
 from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
 from unmask.engine.engine import DEFAULT_PAGE_SIZE, Engine, Finished, Progress
 from unmask.engine.planner import Planner
-
-OwnMode = Literal["ar", "diffusion", "speculative", "auto"]
-OWN_MODES: tuple[OwnMode, ...] = get_args(OwnMode)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Loop:
 
     name: str
     model: LanguageModel
-    mode: Literal["ar", "diffusion", "speculative"]
+    mode: Mode
 
     def write(self, prompt_ids: Sequence[int], max_tokens: int) -> Run:
         """Write exactly so many tokens after a prompt, whatever stop tokens come, and time it."""
@@ -77,7 +75,7 @@ class Planned:
         engine = engine_for(self.model, [len(prompt_ids)], max_tokens, self.planner)
         first_s: float | None = None
         began = time.perf_counter()
-        engine.add(prompt_ids, options_of(self.model, "auto", max_tokens), planned=True)
+        engine.add(prompt_ids, options_of(self.model, "auto", max_tokens))
         while True:
             events = engine.step()
             now = time.perf_counter() - began
@@ -91,7 +89,7 @@ class Planned:
 
 
 def own_contenders(
-    models: Sequence[LanguageModel], modes: Sequence[OwnMode], note: Callable[[str], None]
+    models: Sequence[LanguageModel], modes: Sequence[Mode], note: Callable[[str], None]
 ) -> list[Contender]:
     """Return every mode on every model; `note` is told of calibrations, which take some seconds."""
     contenders: list[Contender] = []
@@ -106,10 +104,9 @@ def own_contenders(
     return contenders
 
 
-def options_of(model: LanguageModel, mode: OwnMode, max_tokens: int) -> Options:
+def options_of(model: LanguageModel, mode: Mode, max_tokens: int) -> Options:
     """Return the greedy options of a benchmark; the rule of mode diffusion is the default one."""
-    own_mode = "speculative" if mode == "auto" else mode
-    return model.resolve(Options(mode=own_mode, max_tokens=max_tokens, stop_token_ids=()))
+    return model.resolve(Options(mode=mode, max_tokens=max_tokens, stop_token_ids=()))
 
 
 def engine_for(

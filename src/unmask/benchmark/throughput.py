@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unmask.benchmark.contender import OwnMode, calibrated, engine_for, number_format, options_of
+from unmask.benchmark.contender import calibrated, engine_for, number_format, options_of
 from unmask.benchmark.latency import Spread
 from unmask.decoding.language_model import LanguageModel
+from unmask.decoding.mode import Mode
 from unmask.engine.engine import Finished
 from unmask.engine.planner import Planner
 
@@ -16,7 +17,7 @@ class ThroughputConfig:
     """What is asked: as many requests at once as `concurrencies` says, in every mode, round after round."""
 
     concurrencies: tuple[int, ...]
-    modes: tuple[OwnMode, ...]
+    modes: tuple[Mode, ...]
     max_tokens: int
     num_rounds: int
 
@@ -25,7 +26,7 @@ class ThroughputConfig:
 class Crowd:
     """One run: so many requests that came together, until the last is finished. `num_forwards`: the engine's."""
 
-    mode: OwnMode
+    mode: Mode
     number_format: str
     concurrency: int
     num_tokens: int
@@ -42,7 +43,7 @@ class Crowd:
 class Point:
     """What a mode gave at a number of requests, over rounds; TPF is over the requests' own decode forwards."""
 
-    mode: OwnMode
+    mode: Mode
     number_format: str
     concurrency: int
     tokens_per_s: Spread
@@ -55,7 +56,7 @@ class Balance:
 
     number_format: str
     concurrency: int
-    best: OwnMode
+    best: Mode
     auto_over_best: float
 
 
@@ -138,7 +139,7 @@ def balances_of(points: Sequence[Point]) -> tuple[Balance, ...]:
 def _run(
     model: LanguageModel,
     planner: Planner,
-    mode: OwnMode,
+    mode: Mode,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -149,7 +150,7 @@ def _run(
     num_forwards = num_tokens = num_decode_forwards = 0
     began = time.perf_counter()
     for prompt in prompts:
-        engine.add(prompt, options, planned=mode == "auto")
+        engine.add(prompt, options)
     while engine.has_work:
         for event in engine.step():
             if isinstance(event, Finished):

@@ -63,7 +63,6 @@ class _Request:
     id: str | int
     prompt_ids: list[int]
     options: "Options"
-    is_planned: bool
     digest: str
 
 
@@ -219,8 +218,6 @@ def _request(
     origin: str,
 ) -> _Request:
     settings = entry.over(defaults)
-    if is_planned := settings["mode"] == "auto":
-        settings["mode"] = "speculative"
     options = model.resolve(decoding_options(**settings))
     if entry.messages is not None:
         if system is not None:
@@ -230,8 +227,8 @@ def _request(
         prompt_ids = model.encode([*opening(system), {"role": "user", "content": entry.prompt or ""}])
     else:
         prompt_ids = model.encode(entry.prompt or "", raw=raw)
-    digest = hashlib.sha256(f"{origin} {prompt_ids} {options} {is_planned}".encode()).hexdigest()[:16]
-    return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, is_planned, digest)
+    digest = hashlib.sha256(f"{origin} {prompt_ids} {options}".encode()).hexdigest()[:16]
+    return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, digest)
 
 
 def _run(
@@ -248,11 +245,11 @@ def _run(
     running: dict[int, _Request] = {}
     for request in open_requests:
         try:
-            number = engine.add(request.prompt_ids, request.options, planned=request.is_planned)
+            number = engine.add(request.prompt_ids, request.options)
             running[number] = request
         except UsageError as error:
             raise UsageError(f"line {request.line}: {error.message}", error.remedy) from error
-    if any(request.is_planned for request in open_requests):
+    if any(request.options.mode == "auto" for request in open_requests):
         calibrate(engine, model)
     tally = _Tally(len(requests), len(requests) - len(open_requests))
     begin = time.perf_counter()

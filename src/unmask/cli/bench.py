@@ -28,10 +28,10 @@ from unmask.errors import FailureError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from unmask.benchmark.contender import OwnMode
     from unmask.benchmark.latency import LatencyReport, Spread
     from unmask.benchmark.throughput import ThroughputReport
     from unmask.decoding.language_model import LanguageModel
+    from unmask.decoding.mode import Mode
 
 _KINDS = ("latency", "throughput")
 _FORMATS = {"float32": None, "int8": "int8"}
@@ -97,6 +97,8 @@ def bench(
     debug: DebugFlag = False,
 ) -> None:
     """Measure tokens per second on this machine's CPU: all ways to write take turns, greedily, on the same prompts."""
+    from unmask.decoding.mode import ENGINE_MODES
+
     if kind not in _KINDS:
         raise UsageError(f"unknown benchmark {kind!r}", f"choose from {', '.join(_KINDS)}")
     if kind == "latency" and concurrency is not None:
@@ -107,7 +109,7 @@ def bench(
         raise UsageError(f"--rounds {rounds} --max-tokens {max_tokens}: at least 1 round of 2 tokens")
     out = out or Path(f"bench-{kind}.json")
     picture = out.with_suffix(".png")
-    chosen = _chosen(modes, "--modes", ("ar", "diffusion", "speculative", "auto"))
+    chosen = _chosen(modes, "--modes", ENGINE_MODES)
     models = [
         open_model(
             model,
@@ -145,7 +147,7 @@ def bench(
 
 def _latency(
     models: "Sequence[LanguageModel]",
-    modes: "Sequence[OwnMode]",
+    modes: "Sequence[Mode]",
     rivals: Sequence[str] | None,
     gguf: Path | None,
     bar: RunBar,
@@ -184,7 +186,7 @@ def _latency(
 
 def _throughput(
     models: "Sequence[LanguageModel]",
-    modes: "Sequence[OwnMode]",
+    modes: "Sequence[Mode]",
     sizes: tuple[int, ...],
     bar: RunBar,
     *,

@@ -36,14 +36,15 @@ def decoding_options(
     ignore_stop_tokens: bool = False,
 ) -> "Options":
     """Return checked options; UsageError names what is unknown or does not go with the mode."""
-    from unmask.decoding.options import MODES, Options
+    from unmask.decoding.mode import ENGINE_MODES
+    from unmask.decoding.options import Options
     from unmask.decoding.rules import RULES
     from unmask.decoding.samplers import parse_sampler
     from unmask.registry import unknown_name
 
-    known = next((name for name in MODES if name == mode), None)
+    known = next((name for name in ENGINE_MODES if name == mode), None)
     if known is None:
-        raise unknown_name("mode", mode, MODES)
+        raise unknown_name("mode", mode, ENGINE_MODES)
     if stop_token and ignore_stop_tokens:
         raise UsageError("--stop-token and --ignore-stop-tokens contradict each other", "give one of them")
     stop_token_ids = () if ignore_stop_tokens else tuple(stop_token) if stop_token else None

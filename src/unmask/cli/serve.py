@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from unmask.decoding.language_model import LanguageModel
+    from unmask.decoding.mode import Mode
     from unmask.engine.engine import Engine
-    from unmask.serving.fields import ServingMode
     from unmask.serving.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -199,10 +199,10 @@ def _replicated_app(
     return app_over(service, model, settings, metrics, capacity=num_pages * DEFAULT_PAGE_SIZE)
 
 
-def _mode(text: str) -> "ServingMode":
-    from unmask.serving.fields import SERVING_MODES
+def _mode(text: str) -> "Mode":
+    from unmask.decoding.mode import ENGINE_MODES
 
-    known = next((mode for mode in SERVING_MODES if mode == text), None)
+    known = next((mode for mode in ENGINE_MODES if mode == text), None)
     if known is None:
-        raise unknown_name("mode", text, SERVING_MODES)
+        raise unknown_name("mode", text, ENGINE_MODES)
     return known

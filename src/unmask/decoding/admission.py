@@ -34,8 +34,8 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
         )
     elif options.sampler is not None and denoiser.process is None:
         raise UsageError(f"sampler {options.sampler}: the noise of this model is not known", "give a rule")
-    if options.mode == "speculative" and denoiser.mask_token_id is None:
-        raise UsageError("mode 'speculative': drafts are masks, and this model has none", instead)
+    if options.mode in ("speculative", "auto") and denoiser.mask_token_id is None:
+        raise UsageError(f"mode {options.mode!r}: drafts are masks, and this model has none", instead)
     if options.mode != "diffusion" and not denoiser.predicts_next:
         raise UsageError(f"mode {options.mode!r}: this model was not trained to predict next tokens", instead)
     if not prompt_ids:

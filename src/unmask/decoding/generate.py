@@ -13,11 +13,13 @@ from unmask.decoding.canvas import Canvas
 from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.gaussian_sampling import Sharpened, gaussian_sampling
 from unmask.decoding.generation import Event, Generation, Snapshot
-from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Mode, Options
+from unmask.decoding.mode import MODES, Mode
+from unmask.decoding.options import DEFAULT_GAUSSIAN_STEPS, Options
 from unmask.decoding.request import Request
 from unmask.decoding.sampling import Sampled, sampling
 from unmask.decoding.speculation import accept
 from unmask.decoding.tree_speculation import speculate
+from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.rng import Stream
 from unmask.tokenizer import Tokenizer
@@ -44,6 +46,11 @@ def stream(
     UsageError, before the first forward, for a prompt that is empty or too long, and for a mode the model
     does not have.
     """
+    if options.mode == "auto":
+        raise UsageError(
+            "mode 'auto': nothing is planned for one request by itself",
+            f"choose from {', '.join(MODES)}, or use the engine",
+        )
     request = Request.open(
         denoiser,
         tokenizer,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unmask.decoding.logprobs import TokenLogprobs
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.decoding.transcript import FinishReason, Transcript
 
 Phase = Literal["prefill", "step", "denoise", "commit", "draft", "verify"]

@@ -9,7 +9,8 @@ from unmask.decoding.admission import default_sampler
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Event, Generation
-from unmask.decoding.options import AnySampler, Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import AnySampler, Options
 from unmask.decoding.rules import RULES, Rule
 from unmask.decoding.samplers import parse_sampler
 from unmask.diffusion.process import PROCESSES, Process, build_process

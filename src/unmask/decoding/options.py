@@ -2,18 +2,15 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from unmask.decoding.candidates import Shape
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
+from unmask.decoding.mode import ENGINE_MODES, Mode
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
 from unmask.errors import UsageError
 from unmask.registry import unknown_name
-
-Mode = Literal["ar", "diffusion", "speculative"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEFAULT_BLOCK_LENGTH = 8
 DEFAULT_RULE = Threshold()
@@ -31,7 +28,8 @@ class Options:
     in what depends on the model.
 
     `max_tokens`: most tokens to generate; the context's end may come first.
-    `block_length` (diffusion, speculative): most open positions on the canvas.
+    `mode`: "auto" is for the engine, whose planner changes between steps and drafts; their law is the same.
+    `block_length` (diffusion, speculative, auto): most open positions on the canvas.
     `rule` (diffusion): which open positions to commit after a forward.
     `sampler` (diffusion), in the place of a rule: what becomes of the canvas after each forward; of a continuous
     model a `GaussianSampler`.
@@ -44,7 +42,7 @@ class Options:
     survives every cut. `logit_bias`: (token, number) pairs; the number is added to the token's logit.
     `presence_penalty`, `frequency_penalty` (without a sampler): taken from a token's logit once if it was generated
     before, and as often as it was. The prompt does not count.
-    `num_logprobs` (ar, speculative): so many of the likeliest tokens are told at each place, beside the token there,
+    `num_logprobs` (all but diffusion): so many of the likeliest tokens are told at each place, beside the token there,
     with their log-probabilities under the model's own law of the next token: before all of the above.
     `constraint` (without a sampler): what the whole text has to be; it ends in a stop token, unless it is cut off.
     `suffix_ids` (diffusion): what comes after a hole of exactly `max_tokens`, which is one canvas and takes no other
@@ -75,8 +73,8 @@ class Options:
     stop_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise unknown_name("mode", str(self.mode), MODES)
+        if self.mode not in ENGINE_MODES:
+            raise unknown_name("mode", str(self.mode), ENGINE_MODES)
         if self.mode == "ar":
             self._refuse("block_length", "an autoregressive step has no canvas")
         if self.mode != "diffusion":
@@ -86,8 +84,9 @@ class Options:
         else:
             self._refuse("num_logprobs", "a canvas gives no law of a next token")
         if self.mode != "speculative":
-            self._refuse("tree_size", "only mode 'speculative' verifies drafts")
-            self._refuse("num_predrafts", "only mode 'speculative' verifies drafts")
+            because = "the planner chooses it" if self.mode == "auto" else "nothing is drafted"
+            self._refuse("tree_size", because)
+            self._refuse("num_predrafts", because)
         self._check_integer("max_tokens", 1)
         for field, least in (
             ("block_length", 1),

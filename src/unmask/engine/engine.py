@@ -112,6 +112,7 @@ class Engine:
         )
         self._runner = Runner(denoiser, cache)
         self.planner = Planner() if planner is None else planner
+        self.planner.most_open = token_budget - 1
         self.choice: Choice | None = None
         self._jobs: dict[int, Job] = {}
         self._watches: dict[int, _Watch] = {}
@@ -121,20 +122,15 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def add(self, prompt_ids: Sequence[int], options: Options, *, planned: bool = False) -> int:
+    def add(self, prompt_ids: Sequence[int], options: Options) -> int:
         """Take a request, to run as soon as there is room, and return its id.
 
-        What the options leave open takes the defaults of `Options.resolve`, without stop tokens. `planned`
-        (speculative): the planner may shorten blocks or step instead, whatever is faster with all that runs. The law
-        stays the autoregressive one, and so does greedy text; which tokens are drawn from it depends on the choices.
-        Raises UsageError for what the model or the engine cannot do, and then takes nothing.
+        What the options leave open takes the defaults of `Options.resolve`, without stop tokens. In mode auto the
+        planner chooses between steps and drafts of at most `block_length`, with or without trees and pre-drafts,
+        whatever is faster with all that runs. The law stays the autoregressive one, and so does greedy text; which
+        tokens are drawn from it depends on the choices. Raises UsageError for what the model or the engine cannot do,
+        and then takes nothing.
         """
-        if planned and not (options.mode == "speculative" and options.is_linear):
-            beside = "" if options.is_linear else " with a tree or pre-drafts"
-            raise UsageError(
-                f"mode {options.mode!r}{beside} cannot be planned",
-                "plan requests of mode 'speculative' that leave both out",
-            )
         options = options.resolve(
             block_length=None, stop_token_ids=(), sampler=default_sampler(self._denoiser)
         )
@@ -154,7 +150,7 @@ class Engine:
             tuple(prompt_ids),
             transcript,
             PageTable(self.scheduler.pool),
-            options.mode,
+            "speculative" if options.mode == "auto" else options.mode,
             block_length=options.block_length or 0,
             most_beside=0 if options.is_linear else options.most_proposed,
             num_steps=options.num_steps,
@@ -162,7 +158,7 @@ class Engine:
             predicts_next=self._denoiser.predicts_next,
         )
         self.scheduler.add(request)
-        self._jobs[request.number] = Job(request, options, transcript, text_law, is_planned=planned)
+        self._jobs[request.number] = Job(request, options, transcript, text_law)
         self._watches[request.number] = _Watch(time.perf_counter())
         self._num_added += 1
         return request.number
@@ -186,18 +182,16 @@ class Engine:
         num_tokens = batch.num_tokens
         others = [share for share in batch.shares if not self._jobs[share.request.number].is_planned]
         other_tokens = sum(share.num_tokens for share in others)
-        drafted = {
-            share.request: len(share.request.drafts)
-            for share in batch.shares
-            if share.settles and share.request.kind == "verify" and self._is_linear(share.request)
-        }
-        self._runner.run(batch.shares, self._jobs)
-        for request, num_drafted in drafted.items():
-            if self._jobs[request.number].failure is None:
-                self.planner.observe_draft(request.number, num_drafted, request.accepted_lengths[-1])
+        num_trees = sum(self._jobs[share.request.number].has_tree for share in batch.shares)
+        for number, verdict in self._runner.run(batch.shares, self._jobs).items():
+            self.planner.observe_verdict(number, verdict)
         other_decided = sum(self._num_untold(share.request) for share in others)
         self.planner.observe_forward(
-            num_tokens, time.perf_counter() - now, other_tokens=other_tokens, other_decided=other_decided
+            num_tokens,
+            time.perf_counter() - now,
+            num_trees=num_trees,
+            other_tokens=other_tokens,
+            other_decided=other_decided,
         )
         events: list[Event] = []
         for share in batch.shares:
@@ -280,10 +274,13 @@ class Engine:
             for request in self.scheduler.running
             if (job := self._jobs[request.number]).is_planned
         }
-        self.choice = self.planner.plan(planned) if planned else None
-
-    def _is_linear(self, request: Request) -> bool:
-        return self._jobs[request.number].options.is_linear
+        if not planned:
+            self.choice = None
+        elif any(request.is_between for request in planned):
+            self.choice = self.planner.plan(planned)
+            for request in planned:
+                if request.is_between:
+                    self._jobs[request.number].follow(self.choice.ways[request.number])
 
     def _num_untold(self, request: Request) -> int:
         return len(request.written.token_ids) - self._watches[request.number].num_told

@@ -2,46 +2,117 @@
 
 Autoregressive steps and speculation write the same law, so a request may change between them whenever nothing is
 drafted. Speculation spends tokens of a forward to save forwards: it pays while a forward of more tokens costs hardly
-more, which is so for one request and not for a crowd.
+more, which is so for one request and not for a crowd. Trees and pre-drafts spend more tokens to save more forwards.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 
-from unmask.engine.acceptance import Acceptance
+from unmask.engine.acceptance import Experience, Verdict
 from unmask.engine.cost_curve import CostCurve
 from unmask.engine.request import Request
 
 BLOCK_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """What the planner chooses from; a request's own block length is the most."""
 
+FUSED_LENGTHS = (4, 8, 16, 32)
+BRANCHINGS = (0, 2, 4)
+NUMS_PREDRAFTS = (0, 1, 2, 4, 8)
+
 _PROBE_INTERVAL = 64  # steps
 _PROBE_LENGTH = 4
 _SMOOTHING = 0.8  # how much of what others did in earlier forwards counts beside the last one
+_MARGIN = 1.02  # what a tree or pre-drafts have to promise beyond the best without
+_TREE_MEMORY = 50.0  # forwards with trees, after which what they cost beside their tokens has faded to 1/e
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a planned request goes on: in steps, or in drafts of `block_length` places, 0 for steps.
+
+    `branching`: a draft is a tree of so many times as many candidates; 0 for one at each place. `num_predrafts`: how
+    many next drafts run beside a verification.
+    """
+
+    block_length: int = 0
+    branching: int = 0
+    num_predrafts: int = 0
+
+    @property
+    def is_linear(self) -> bool:
+        return not self.branching and not self.num_predrafts
+
+    @property
+    def num_candidates(self) -> int:
+        return max(1, self.branching) * self.block_length
+
+    @property
+    def num_open(self) -> int:
+        """The most tokens that a verification runs beside what is decided."""
+        return self.num_candidates + self.num_predrafts * self.block_length
+
+    def within(self, limit: int) -> "Way":
+        """Return this way with blocks of at most `limit`; a pre-draft of one place would say nothing."""
+        length = min(self.block_length, limit)
+        return replace(self, block_length=length, num_predrafts=self.num_predrafts if length > 1 else 0)
+
+
+STEP = Way()
+
+_FUSED = tuple(
+    way
+    for length in FUSED_LENGTHS
+    for branching in BRANCHINGS
+    for num_predrafts in NUMS_PREDRAFTS
+    if not (way := Way(length, branching, num_predrafts)).is_linear
+)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What each planned request does next, by number: a block length, or 0 for a step; and the expected tokens/s."""
+    """What each planned request does next, by number, and the expected tokens per second."""
 
-    block_lengths: dict[int, int]
+    ways: dict[int, Way]
     tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What a drafter is expected to decide in a forward, and what it adds to its two kinds of forwards.
+
+    `drafting`: the share of its forwards that draft, and add `draft_tokens`; the others verify.
+    """
+
+    decided: float
+    drafting: float
+    draft_tokens: float
+    verify_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        return self.drafting * self.draft_tokens + (1 - self.drafting) * self.verify_tokens
 
 
 @dataclass
 class Planner:
-    """Chooses between steps and drafts, and how long, for the most tokens per second over the batch at hand.
+    """Chooses between steps and drafts, how long and how wide, for the most tokens per second over the batch at hand.
 
-    `curve`: what forwards cost. `overall`: acceptance over all requests, on which each request's own builds.
-    `other_tokens`, `other_rate`: what the requests that are not planned add to a forward, and decide in one.
+    `curve`: what forwards cost. `overall`: experience with all requests, on which each request's own builds.
+    `most_open`: of a verification, where the engine's budget sets a bound. `tree_s`: seconds that a request with a tree
+    or pre-drafts adds to a forward beside its tokens' cost. `other_tokens`, `other_rate`: what the requests that are
+    not planned add to a forward, and decide in one.
     """
 
     curve: CostCurve = field(default_factory=CostCurve)
-    overall: Acceptance = field(default_factory=Acceptance)
+    overall: Experience = field(default_factory=Experience)
+    most_open: float = inf
+    tree_s: float = 0.0
     other_tokens: float = 0.0
     other_rate: float = 0.0
-    _own: dict[int, Acceptance] = field(default_factory=dict)
+    _num_tree_forwards: float = 4.0  # as if so many had cost nothing beside
+    _own: dict[int, Experience] = field(default_factory=dict)
     _num_steps: dict[int, int] = field(default_factory=dict)
 
     def plan(self, limits: Mapping[Request, int]) -> Choice:
@@ -53,21 +124,44 @@ class Planner:
         if self.curve.is_known:
             choice = self.choose(room)
         else:
-            choice = Choice({number: min(limit, _PROBE_LENGTH) for number, limit in room.items()}, 0.0)
+            choice = Choice({number: Way(min(limit, _PROBE_LENGTH)) for number, limit in room.items()}, 0.0)
+        ways = dict(choice.ways)
         for request in limits:
             if request.is_between:
-                length = self._probe(request.number, choice, room[request.number])
-                request.mode, request.block_length = ("speculative", length) if length else ("ar", 0)
-        return choice
+                way = ways[request.number] = self._probe(request.number, choice, room[request.number])
+                request.mode = "speculative" if way.block_length else "ar"
+                request.block_length = way.block_length
+        return Choice(ways, choice.tokens_per_s)
 
     def choose(self, limits: Mapping[int, int]) -> Choice:
         """Choose for the requests of `limits`, by number: the longest block that each may draft.
 
-        All that draft share a block length, as far as their limits go. Those that gain most tokens for a token run
-        draft first, and the rest step.
+        First the best of drafts without trees and pre-drafts: all that draft share a block length, as far as their
+        limits go; those that gain most tokens for a token run draft first, and the rest step. Then, for those that
+        draft there, or for all where nobody does, whether a tree or pre-drafts are better still; of several requests
+        that is judged by what all have seen.
         """
-        best = Choice(dict.fromkeys(limits, 0), self._rate(len(limits), 0.0, 0.0))
-        expected = {number: self._of(number).expected_tokens(limit) for number, limit in limits.items()}
+        linear = best = self._choose_linear(limits)
+        drafting = [number for number, way in best.ways.items() if way.block_length] or [*limits]
+        drafting = [number for number in drafting if limits[number]]
+        longest = max((limits[number] for number in drafting), default=0)
+        seen = self._of(drafting[0]) if len(drafting) == 1 else self.overall
+        for way in _FUSED[: len(_FUSED) if drafting else 0]:
+            if way.num_open > self.most_open or way.block_length >= 2 * longest:
+                continue
+            outlook_of = {limit: _outlook(seen, way.within(limit)) for limit in set(limits.values()) if limit}
+            outlooks = [outlook_of[limits[number]] for number in drafting]
+            rate = self._fused_rate(len(limits) - len(drafting), outlooks)
+            if rate > best.tokens_per_s * (_MARGIN if best is linear else 1):
+                own = {number: way.within(limits[number]) for number in drafting}
+                best = Choice(dict.fromkeys(limits, STEP) | own, rate)
+        return best
+
+    def _choose_linear(self, limits: Mapping[int, int]) -> Choice:
+        best = Choice(dict.fromkeys(limits, STEP), self._rate(len(limits), 0.0, 0.0))
+        expected = {
+            number: self._of(number).acceptance(0).expected_tokens(limit) for number, limit in limits.items()
+        }
         longest = max(limits.values(), default=0)
         for length in BLOCK_LENGTHS[: bisect_left(BLOCK_LENGTHS, longest) + 1]:
             lengths = {number: min(length, limit) for number, limit in limits.items() if limit}
@@ -83,46 +177,70 @@ class Planner:
                 tokens += _tokens_per_forward(lengths[number])
                 rate = self._rate(len(limits) - len(drafting), decided, tokens)
                 if rate > best.tokens_per_s:
-                    chosen = dict.fromkeys(limits, 0) | {other: lengths[other] for other in drafting}
+                    chosen = dict.fromkeys(limits, STEP) | {other: Way(lengths[other]) for other in drafting}
                     best = Choice(chosen, rate)
         return best
 
-    def observe_forward(self, tokens: int, seconds: float, *, other_tokens: int, other_decided: int) -> None:
-        """Take a forward's measurement, and what requests that are not planned had of it."""
-        self.curve.observe(tokens, seconds)
+    def observe_forward(
+        self, tokens: int, seconds: float, *, num_trees: int = 0, other_tokens: int, other_decided: int
+    ) -> None:
+        """Take a forward's measurement, and what requests that are not planned had of it.
+
+        `num_trees`: how many requests had a tree or pre-drafts in it, which cost time beside the forward.
+        """
+        if not num_trees:
+            self.curve.observe(tokens, seconds)
+        elif self.curve.is_known:
+            self._num_tree_forwards = min(self._num_tree_forwards, _TREE_MEMORY) + 1
+            beside = (seconds - self.curve.seconds(tokens)) / num_trees
+            self.tree_s += (beside - self.tree_s) / self._num_tree_forwards
         self.other_tokens = _SMOOTHING * self.other_tokens + (1 - _SMOOTHING) * other_tokens
         self.other_rate = _SMOOTHING * self.other_rate + (1 - _SMOOTHING) * other_decided
 
-    def observe_draft(self, number: int, num_drafted: int, num_accepted: int) -> None:
+    def observe_verdict(self, number: int, verdict: Verdict) -> None:
         """Take the verdict on a request's draft."""
-        self.overall.observe(num_drafted, num_accepted)
-        self._of(number).observe(num_drafted, num_accepted)
+        for seen in (self.overall, self._of(number)):
+            seen.observe(verdict)
 
     def forget(self, number: int) -> None:
         """Drop what is known of a request that is gone."""
         self._own.pop(number, None)
         self._num_steps.pop(number, None)
 
+    def _fused_rate(self, steppers: int, outlooks: Sequence[_Outlook]) -> float:
+        """Return tokens per second with drafters that draft few tokens and verify many.
+
+        The first one's two kinds of forwards are told apart; the others are out of step with it, and count as their
+        mean.
+        """
+        first, tokens = outlooks[0], sum(outlook.tokens for outlook in outlooks[1:])
+        tokens += self.other_tokens + steppers
+        draft_s = self.curve.seconds(tokens + first.draft_tokens)
+        verify_s = self.curve.seconds(tokens + first.verify_tokens)
+        seconds = first.drafting * draft_s + (1 - first.drafting) * verify_s
+        seconds += len(outlooks) * max(0.0, self.tree_s)
+        return (self.other_rate + steppers + sum(outlook.decided for outlook in outlooks)) / seconds
+
     def _rate(self, steppers: int, decided: float, tokens: float) -> float:
         """Return tokens per second where drafters run `tokens` in a forward for `decided`; a step is one of each."""
         seconds = self.curve.seconds(self.other_tokens + steppers + tokens)
         return (self.other_rate + steppers + decided) / seconds
 
-    def _probe(self, number: int, choice: Choice, limit: int) -> int:
-        """Return the chosen block length, or a probe after many steps, if drafts that all hold would pay."""
-        length = choice.block_lengths[number]
-        self._num_steps[number] = 0 if length else self._num_steps.get(number, 0) + 1
+    def _probe(self, number: int, choice: Choice, limit: int) -> Way:
+        """Return the chosen way, or a probe after many steps, if drafts that all hold would pay."""
+        way = choice.ways[number]
+        self._num_steps[number] = 0 if way.block_length else self._num_steps.get(number, 0) + 1
         if self._num_steps[number] < _PROBE_INTERVAL or not limit:
-            return length
+            return way
         self._num_steps[number] = 0
         probe = min(limit, _PROBE_LENGTH)
-        num_others = len(choice.block_lengths) - 1
+        num_others = len(choice.ways) - 1
         drafting = self._rate(num_others, (probe + 1) / 2, _tokens_per_forward(probe))
         would_pay = drafting > self._rate(num_others + 1, 0.0, 0.0)
-        return probe if would_pay else 0
+        return Way(probe) if would_pay else STEP
 
-    def _of(self, number: int) -> Acceptance:
-        return self._own.setdefault(number, Acceptance(self.overall))
+    def _of(self, number: int) -> Experience:
+        return self._own.setdefault(number, Experience(self.overall))
 
 
 def _tokens_per_forward(length: int) -> float:
@@ -131,3 +249,19 @@ def _tokens_per_forward(length: int) -> float:
     Requests are out of step with each other, so both forwards cost like their mean.
     """
     return (1 + 2 * length) / 2
+
+
+def _outlook(seen: Experience, way: Way) -> _Outlook:
+    """Return what experience lets expect of a way with drafts.
+
+    A cycle is a draft and its verification; where a pre-draft stands ready, the next one is a verification alone.
+    Its own first place is the verifier's token, so it drafts one place less.
+    """
+    length = way.block_length
+    decided = seen.acceptance(way.branching).expected_tokens(length)[length]
+    if not way.num_predrafts:
+        return _Outlook(decided / 2, 1 / 2, 1 + length, way.num_candidates)
+    hit = seen.hit_rate(way.num_predrafts)
+    ahead = seen.acceptance(way.branching, ahead=True).expected_tokens(length - 1)[length - 1]
+    mean = ((1 - hit) * decided + hit * ahead) / (2 - hit)
+    return _Outlook(mean, (1 - hit) / (2 - hit), 1 + length, way.num_open + hit)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -16,7 +16,9 @@ from unmask.decoding.proposal import Proposal as TreeProposal
 from unmask.decoding.speculation import accept
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
+from unmask.engine.acceptance import Verdict
 from unmask.engine.paged_cache import PagedCache
+from unmask.engine.planner import STEP, Way
 from unmask.engine.request import Kind, Request
 from unmask.engine.scheduler import Share
 from unmask.errors import FailureError
@@ -37,24 +39,48 @@ class Proposal:
 class Job:
     """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next.
 
-    `is_planned`: its mode and block length are the planner's to choose. `failure`: why it cannot go on.
+    `plan`: the options it drafts by, which in mode auto are the planner's `way`. `failure`: why it cannot go on.
     """
 
     request: Request
     options: Options
     transcript: Transcript
     text_law: TextLaw
-    is_planned: bool = False
+    plan: Options = field(init=False)
+    way: Way = STEP
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
     tree: TreeProposal | None = None
     failure: FailureError | None = None
 
+    def __post_init__(self) -> None:
+        self.plan = replace(self.options, mode="speculative") if self.is_planned else self.options
+
+    @property
+    def is_planned(self) -> bool:
+        return self.options.mode == "auto"
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether the coming forward drafts or verifies a tree, or what else has pre-drafts."""
+        return self.request.kind in ("draft", "verify") and not self.plan.is_linear
+
+    def follow(self, way: Way) -> None:
+        """Draft from now on as the planner wants."""
+        if way != self.way and way.block_length:
+            self.plan = replace(
+                self.plan,
+                block_length=way.block_length,
+                tree_size=way.num_candidates if way.branching else None,
+                num_predrafts=way.num_predrafts or None,
+            )
+            self.way = way
+
     def moment(self, step: int) -> Moment:
         """Return where and when the forward `step` draws the nodes of trees."""
         request = self.request
-        return Moment(self.options, self.text_law, request.num_decided, step, request.written.room)
+        return Moment(self.plan, self.text_law, request.num_decided, step, request.written.room)
 
     def noise(self, length: int, stream: Stream) -> Tensor:
         """Return the uniforms of `length` positions from the base on, at the coming forward: (length,) float64."""
@@ -78,7 +104,7 @@ class _Outcome:
 
     @property
     def is_of_tree(self) -> bool:
-        return self.kind in ("draft", "verify") and not self.job.options.is_linear
+        return self.kind in ("draft", "verify") and not self.job.plan.is_linear
 
     @property
     def draws_at_once(self) -> bool:
@@ -95,8 +121,8 @@ class Runner:
         conditioning = denoiser.conditioning
         self.keeps_belief = conditioning is not None and conditioning.belief is not None
 
-    def run(self, shares: Sequence[Share], jobs: Mapping[int, Job]) -> None:
-        """Run a batch's shares; `jobs` by request number."""
+    def run(self, shares: Sequence[Share], jobs: Mapping[int, Job]) -> dict[int, Verdict]:
+        """Run a batch's shares, and return what verifications made of drafts; `jobs` and verdicts by request number."""
         # Attention serves neighbours of one shape in one call.
         shares = sorted(shares, key=lambda share: (share.begin, share.end, share.num_tokens, share.stores))
         requests = [share.request for share in shares]
@@ -115,17 +141,22 @@ class Runner:
                 not share.settles or request.kind != "verify"
             ):  # a verdict says how much of the drafts to count
                 request.store(share.stored_end)
+        verdicts: dict[int, Verdict] = {}
         alike: dict[Shape, list[_Outcome]] = {}
         for outcome in outcomes:
             if outcome.draws_at_once:
                 alike.setdefault(outcome.job.options.shape, []).append(outcome)
                 continue
             try:
-                self._settle(outcome)
+                verdict = self._settle(outcome)
             except FailureError as error:  # of this request's constraint; the others go on
                 outcome.job.failure = error
+                continue
+            if verdict is not None:
+                verdicts[outcome.job.request.number] = verdict
         for shape, drawing in alike.items():
             _draw(drawing, shape)
+        return verdicts
 
     @torch.inference_mode()
     def measure(self, sizes: Sequence[int], *, repeats: int = 3) -> list[tuple[int, float]]:
@@ -175,16 +206,17 @@ class Runner:
             belief=job.belief if request.canvas else None,
         )
 
-    def _settle(self, outcome: _Outcome) -> None:
+    def _settle(self, outcome: _Outcome) -> Verdict | None:
         match outcome.kind:
+            case "draft" | "verify" if outcome.is_of_tree:
+                return _speculate(outcome)
+            case "verify":
+                return _verify(outcome.job, outcome.logits)
             case "denoise":
                 self._denoise(outcome.job, outcome.logits)
-            case "draft" | "verify" if outcome.is_of_tree:
-                _speculate(outcome)
-            case "verify":
-                _verify(outcome.job, outcome.logits)
             case "step" | "draft":
                 _draw_in_turn(outcome)
+        return None
 
     def _denoise(self, job: Job, logits: Tensor) -> None:
         """Draw a candidate at each open position of the canvas, and commit those the rule chooses."""
@@ -247,7 +279,7 @@ def _take(outcome: _Outcome, tokens: Tensor, law: Tensor) -> None:
         job.request.propose(tokens.tolist())
 
 
-def _verify(job: Job, logits: Tensor) -> None:
+def _verify(job: Job, logits: Tensor) -> Verdict:
     """Accept the drafts that follow the AR law, and the verifier's own token after them."""
     request, proposal = job.request, job.proposal
     assert proposal is not None  # a draft came before
@@ -263,23 +295,38 @@ def _verify(job: Job, logits: Tensor) -> None:
     job.proposal = None
     request.accept(verdict.num_accepted, verdict.next_token)
     job.transcript.explain(logits)
+    return Verdict(length, verdict.num_accepted)
 
 
-def _speculate(outcome: _Outcome) -> None:
-    """Take what a draft or the verification of a tree settles, and the next tree where drafts for it came along."""
+def _speculate(outcome: _Outcome) -> Verdict | None:
+    """Take what a draft or the verification of a tree settles, and the next tree where drafts for it came along.
+
+    What the planner has not ordered is of no kind that it knows, and gets no verdict.
+    """
     job, request = outcome.job, outcome.job.request
     step = request.decode_number
+    verdict: Verdict | None = None
     if outcome.kind == "draft":
         request.propose(())
         offered, next_logits = outcome.logits[1:], outcome.logits[0]
     else:
         assert job.tree is not None  # a draft came before
-        settled = job.tree.settle(outcome.logits, job.moment(step))
+        tree, settled = job.tree, job.tree.settle(outcome.logits, job.moment(step))
         job.tree, next_logits = None, None
+        if job.is_planned:
+            verdict = Verdict(
+                1 + max(node.depth for node in tree.tree.nodes),
+                len(settled.accepted),
+                branching=job.way.branching,
+                ahead=tree.next_logits is None,
+                num_predrafts=job.way.num_predrafts if tree.pre_drafts else 0,
+                hit=settled.offered is not None,
+            )
         request.accept_path(settled.accepted, settled.next_token, num_stored=settled.num_stored)
         job.transcript.explain(settled.logits)
         if settled.offered is None or request.is_finished:
-            return
+            return verdict
         offered = settled.offered
     job.tree = propose(offered, next_logits, job.moment(step))
     request.plan_verification(job.tree.trunk, num_beside=job.tree.num_beside, needs_law=next_logits is None)
+    return verdict

@@ -7,7 +7,8 @@ from hashlib import sha256
 
 from unmask.decoding.admission import admit, default_sampler
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound, Duel, Flow

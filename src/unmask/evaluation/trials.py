@@ -6,7 +6,8 @@ from typing import Literal
 
 from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.evaluation.acceptance import Acceptance, Cycle, cycles_of, measure_acceptance
 from unmask.evaluation.agreement import Agreement, measure_agreement

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from unmask.decoding.admission import default_sampler
 from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.decoding.samplers import parse_sampler
 from unmask.model.denoiser import Denoiser

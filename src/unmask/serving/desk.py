@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from unmask.decoding.admission import admit
 from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import MODES, Options
+from unmask.decoding.mode import ENGINE_MODES
+from unmask.decoding.options import Options
 from unmask.engine.engine import Finished
 from unmask.errors import UsageError
 from unmask.serving.backend import Backend
@@ -57,7 +58,7 @@ class Desk:
     def modes(self) -> list[str]:
         """Return the modes that the model and the engine have."""
         modes: list[str] = []
-        for mode in MODES:
+        for mode in ENGINE_MODES:
             options = self.model.resolve(Options(mode=mode))
             try:
                 admit(self.model.denoiser, (0,), options)
@@ -65,7 +66,7 @@ class Desk:
                 continue
             if options.sampler is None:
                 modes.append(mode)
-        return [*modes, "auto"] if "speculative" in modes else modes
+        return modes
 
     async def answer(self, request: Request, body: Generating, plan: Plan, wording: Wording) -> Response:
         """Run a plan and return its answer, whole or as a stream."""

@@ -1,18 +1,15 @@
 """What a request's field is to this server: honoured, honoured in some modes, or refused; nothing is ignored."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from unmask.decoding.mode import ENGINE_MODES, Mode
 from unmask.serving.errors import ServingError
-
-ServingMode = Literal["ar", "diffusion", "speculative", "auto"]
-SERVING_MODES: tuple[ServingMode, ...] = get_args(ServingMode)
-"""The modes of decoding, and `auto`: ar or speculative, whatever is faster with all that runs."""
 
 REFUSED = "refused"
 """The type of the validation error for a field that no mode honours."""
@@ -22,10 +19,10 @@ REFUSED = "refused"
 class Only:
     """Marks a field that some modes cannot honour; what asks for nothing (null, false, "") passes in every mode."""
 
-    modes: tuple[ServingMode, ...]
+    modes: tuple[Mode, ...]
     because: str
 
-    def refuses(self, value: object, mode: ServingMode) -> bool:
+    def refuses(self, value: object, mode: Mode) -> bool:
         """Say whether a mode cannot honour a value."""
         return mode not in self.modes and value is not None and value is not False and value != ""
 
@@ -58,16 +55,16 @@ def marks(info: FieldInfo) -> tuple[Only | Refused, ...]:
     return tuple(mark for mark in info.metadata if isinstance(mark, Only | Refused))
 
 
-def honouring_modes(info: FieldInfo) -> tuple[ServingMode, ...]:
+def honouring_modes(info: FieldInfo) -> tuple[Mode, ...]:
     """Return the modes that honour a field."""
-    modes = SERVING_MODES
+    modes = ENGINE_MODES
     for mark in marks(info):
         allowed = mark.modes if isinstance(mark, Only) else ()
         modes = tuple(mode for mode in modes if mode in allowed)
     return modes
 
 
-def refuse_by_mode(request: BaseModel, mode: ServingMode) -> None:
+def refuse_by_mode(request: BaseModel, mode: Mode) -> None:
     """Raise ServingError naming the first field that is given and that the mode cannot honour."""
     for name, info in type(request).model_fields.items():
         value = getattr(request, name)

@@ -68,8 +68,9 @@ class Metrics:
         )
         self._choices = Counter(
             "unmask_planner_choices",
-            "What the planner chose for a planned answer before a forward; 0 is a step.",
-            ("block_length",),
+            "What the planner chose for an answer in mode auto before a forward; block_length 0 is a step, tree_size 0 "
+            "one candidate at a place.",
+            ("block_length", "tree_size", "num_predrafts"),
             registry=registry,
         )
         self._running = Gauge("unmask_answers_running", "Answers with pages.", registry=registry)
@@ -106,8 +107,9 @@ class Metrics:
         """Count a forward of the engine, and note its state."""
         self._steps.inc()
         if engine.choice is not None:
-            for length in engine.choice.block_lengths.values():
-                self._choices.labels(str(length)).inc()
+            for way in engine.choice.ways.values():
+                tree_size = way.num_candidates if way.branching else 0
+                self._choices.labels(way.block_length, tree_size, way.num_predrafts).inc()
         self.note(engine)
 
     def note(self, engine: Engine) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from unmask.decoding.mode import Mode
 from unmask.serving.body import Body, Text, TokenId, TokenName, Word
-from unmask.serving.fields import Only, Refused, ServingMode
+from unmask.serving.fields import Only, Refused
 from unmask.serving.formats import ResponseFormat
 from unmask.serving.messages import ChatMessage, ChosenFunction, Function, Tool
 
@@ -17,10 +18,10 @@ MAX_STOPS = 16
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 
-DIFFUSION_ONLY: tuple[ServingMode, ...] = ("diffusion",)
-CAUSAL: tuple[ServingMode, ...] = ("ar", "speculative", "auto")
+DIFFUSION_ONLY: tuple[Mode, ...] = ("diffusion",)
+CAUSAL: tuple[Mode, ...] = ("ar", "speculative", "auto")
 NO_NEXT_TOKEN = "a canvas gives no law of a next token"
-WITH_CANVAS: tuple[ServingMode, ...] = ("diffusion", "speculative", "auto")
+WITH_CANVAS: tuple[Mode, ...] = ("diffusion", "speculative", "auto")
 
 
 class StreamOptions(Body):
@@ -59,7 +60,7 @@ class Generating(Body):
     )
     user: Text | None = Field(None, max_length=256, description="Written to the server's log.")
 
-    mode: ServingMode | None = Field(None, description="How to write; the server's own mode if left out.")
+    mode: Mode | None = Field(None, description="How to write; the server's own mode if left out.")
     rule: Annotated[Text | None, Only(DIFFUSION_ONLY, "only diffusion chooses what to commit")] = Field(
         None, description="What to commit after a forward, say threshold:0.9."
     )

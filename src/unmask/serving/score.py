@@ -1,7 +1,8 @@
 """How probable continuations are: the route /v1/score."""
 
 from unmask.decoding.language_model import LanguageModel
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound
 from unmask.evaluation.model_scorer import ModelScorer
@@ -9,12 +10,12 @@ from unmask.evaluation.scoring import LikelihoodRequest, LogLikelihood
 from unmask.serving.answers import Score, Scores
 from unmask.serving.backend import Backend
 from unmask.serving.errors import ServingError
-from unmask.serving.fields import ServingMode, refuse_by_mode
+from unmask.serving.fields import refuse_by_mode
 from unmask.serving.protocol import ScoreRequest
 
 
 async def score(
-    request: ScoreRequest, model: LanguageModel, service: Backend, *, name: str, default_mode: ServingMode
+    request: ScoreRequest, model: LanguageModel, service: Backend, *, name: str, default_mode: Mode
 ) -> Scores:
     """Return the log-likelihoods that a request asks for.
 

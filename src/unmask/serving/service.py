@@ -159,7 +159,7 @@ class Service:
         numbers: list[int] = []
         try:
             for order in ticket.orders:
-                numbers.append(self._engine.add(order.prompt_ids, order.options, planned=order.is_planned))
+                numbers.append(self._engine.add(order.prompt_ids, order.options))
         except UsageError:
             for number in numbers:
                 self._engine.abort(number)

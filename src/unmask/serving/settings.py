@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from unmask.decoding.mode import Mode
 from unmask.errors import UsageError
-from unmask.serving.fields import ServingMode
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Settings:
     """
 
     name: str
-    mode: ServingMode = "ar"
+    mode: Mode = "ar"
     max_tokens: int | None = None
     max_queue: int = 256
     max_choices: int = 16

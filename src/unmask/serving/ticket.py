@@ -13,11 +13,10 @@ from unmask.serving.errors import ServingError
 
 @dataclass(frozen=True)
 class Order:
-    """One answer to write: what the engine is to be given. `is_planned`: ar or speculative, as the planner likes."""
+    """One answer to write: what the engine is to be given."""
 
     prompt_ids: tuple[int, ...]
     options: Options
-    is_planned: bool = False
 
 
 News = Progress | Finished

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.language_model import SUFFIX_LENGTH, LanguageModel
+from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES, Rule
 from unmask.errors import UsageError
 from unmask.serving.calls import call_constraint, instructions, spelled
 from unmask.serving.errors import ServingError
-from unmask.serving.fields import ServingMode, refuse_by_mode
+from unmask.serving.fields import refuse_by_mode
 from unmask.serving.formats import Grammar, JsonObject, JsonSchema, Regex, ResponseFormat
 from unmask.serving.messages import ChatMessage
 from unmask.serving.protocol import ChatRequest, CompletionRequest, Generating
@@ -119,8 +120,7 @@ class Translator:
             except UsageError as error:
                 raise ServingError.of_usage(error) from error
             orders += [
-                Order(tuple(prompt), replace(options, seed=seed + number), is_planned=mode == "auto")
-                for number in range(request.n)
+                Order(tuple(prompt), replace(options, seed=seed + number)) for number in range(request.n)
             ]
         self._check_constraint(orders[0].options)
         return Plan(
@@ -171,10 +171,10 @@ class Translator:
         return prompt if isinstance(prompt, str) else self._model.tokenizer.decode(prompt)
 
 
-def _options(request: Generating, wanted: _Wanted, mode: ServingMode, *, max_tokens: int) -> Options:
+def _options(request: Generating, wanted: _Wanted, mode: Mode, *, max_tokens: int) -> Options:
     """Return the decoding options of a request, but for its answers' seeds."""
     return Options(
-        mode="speculative" if mode == "auto" else mode,
+        mode=mode,
         max_tokens=max_tokens,
         rule=_rule(request.rule),
         block_length=request.block_length,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unmask.decoding.generate import generate
-from unmask.decoding.options import Mode, Options
+from unmask.decoding.mode import Mode
+from unmask.decoding.options import Options
 from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
 from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
