@@ -8,6 +8,7 @@ UnmaskError
     │   └── DownloadError     it could not be fetched
     │       └── OfflineError      ... because no network may be or can be used
     ├── CacheError        the cache directory cannot be written
+    ├── ProcessLostError  a process that runs a part of the model has ended
     └── TrainingError     a training run cannot start, go on or be resumed
 """
 
@@ -51,6 +52,10 @@ class OfflineError(DownloadError):
 
 class CacheError(FailureError):
     """The cache directory cannot be written: permissions, or no space left."""
+
+
+class ProcessLostError(FailureError):
+    """A process that runs a part of the model has ended, so that no other forward can run."""
 
 
 class TrainingError(FailureError):

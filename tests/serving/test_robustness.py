@@ -12,6 +12,7 @@ import pytest
 from served import Served, serving, wait_until
 
 from unmask.decoding.language_model import LanguageModel
+from unmask.errors import ProcessLostError
 from unmask.serving.log_lines import JsonLines, PlainLines
 from unmask.serving.settings import Settings
 
@@ -128,6 +129,17 @@ def test_an_engine_that_cannot_recover_says_so(model: LanguageModel, monkeypatch
     with serving(model, Settings("tiny")) as served, monkeypatch.context() as patch:
         patch.setattr(served.engine, "step", fail)
         patch.setattr(served.engine, "check", fail)
+        assert served.post("/v1/completions", **SHORT).status_code == 500
+        assert httpx.get(f"{served.url}/health").status_code == 503
+        assert served.post("/v1/completions", **SHORT).json()["error"]["code"] == "broken"
+
+
+def test_a_lost_part_of_the_model_says_so(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ProcessLostError("a process has ended")
+
+    with serving(model, Settings("tiny")) as served, monkeypatch.context() as patch:
+        patch.setattr(served.engine._runner, "run", fail)
         assert served.post("/v1/completions", **SHORT).status_code == 500
         assert httpx.get(f"{served.url}/health").status_code == 503
         assert served.post("/v1/completions", **SHORT).json()["error"]["code"] == "broken"

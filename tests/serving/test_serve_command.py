@@ -20,6 +20,7 @@ from command_line import Command
         (["--timeout", "0"], 2, "timeout_s=0.0 must be positive"),
         (["--max-queue", "-1"], 2, "max_queue=-1 must not be negative"),
         (["--api-key", ""], 2, "an API key is empty"),
+        (["--replicas", "2", "--tensor-parallel", "2"], 2, "a replica is one process"),
         (["--port", "70000"], 1, "cannot listen on 127.0.0.1:70000"),
         (["--host", "192.0.2.1"], 1, "cannot listen on 192.0.2.1:8000"),
     ],
@@ -50,8 +51,10 @@ def test_a_taken_port_is_named(unmask_command: Command) -> None:
     assert f"127.0.0.1:{port}" in json.loads(done.out)["error"]["message"]
 
 
-def test_a_server_says_where_it_is_and_stops_when_it_is_told_to(tiny_model: Path) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_server_says_where_it_is_and_stops_when_it_is_told_to(tiny_model: Path, processes: int) -> None:
     command = [sys.executable, "-m", "unmask", "serve", str(tiny_model), "--port", "0", "--json"]
+    command += ["--tensor-parallel", str(processes)]
     with subprocess.Popen([*command, "--name", "tiny"], stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         lines = (json.loads(line) for line in server.stderr if line.startswith("{"))

@@ -20,7 +20,7 @@ from unmask.cli.arguments import (
 )
 from unmask.cli.output import print_note
 from unmask.cli.session import calibrate, count_pages, open_engine, open_model, settle_threads
-from unmask.errors import FailureError
+from unmask.errors import FailureError, UsageError
 from unmask.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ def serve(
             min=1,
         ),
     ] = 1,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            help="Processes that run each forward together, on CPUs: each some heads and inner units of every layer.",
+            metavar="N",
+            min=1,
+        ),
+    ] = 1,
     max_queue: Annotated[
         int, typer.Option(help="Most answers that wait; clients beyond get status 429.", metavar="N")
     ] = 256,
@@ -120,11 +128,23 @@ def serve(
         api_keys=tuple(api_key or ()),
         origins=tuple(origin or ()),
     )
+    if replicas > 1 and tensor_parallel > 1:
+        raise UsageError(
+            f"--replicas {replicas} with --tensor-parallel {tensor_parallel}: a replica is one process",
+            "give one of them",
+        )
     if replicas > 1:
         _require_ray()
     listener = bind(host, port)
     open_served = partial(
-        open_model, model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
+        open_model,
+        model,
+        adapter=adapter,
+        dtype=dtype,
+        device=device,
+        offline=offline,
+        quantize=quantize,
+        tensor_parallel=tensor_parallel,
     )
     language_model = open_served()
     open_its_engine = partial(

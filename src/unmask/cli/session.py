@@ -45,6 +45,7 @@ def open_model(
     device: str,
     offline: bool,
     quantize: str | None = None,
+    tensor_parallel: int = 1,
 ) -> "LanguageModel":
     """Load a model, showing what takes time."""
     with progress_line() as progress:
@@ -57,6 +58,7 @@ def open_model(
             dtype=cast("Precision", dtype),  # which load checks
             device=device,
             quantize=cast("Quantisation | None", quantize),
+            tensor_parallel=tensor_parallel,
             offline=offline,
             progress=progress,
         )

@@ -38,7 +38,7 @@ class LanguageModel:
     """A checkpoint with its denoiser; stateless between calls.
 
     `running`: what decodes in the place of the checkpoint's transformer and adapter: the same weights laid out for
-    inference, in the number format `quantize`, where that is not their own.
+    inference or shared out, in the number format `quantize`, where that is not their own.
     """
 
     def __init__(
@@ -223,6 +223,7 @@ def load(
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     quantize: Quantisation | None = None,
+    tensor_parallel: int = 1,
     cache_dir: Path | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -230,9 +231,15 @@ def load(
     """Load a model by catalogue name, folder, GGUF file or hub id; see `load_checkpoint`.
 
     `quantize`: "int8" computes all products of the transformer in int8, on CPUs. On a CPU the weights are laid out
-    for inference (`unmask.model.merged`). The process's allocator is told to keep freed buffers, see `unmask.runtime`.
+    for inference (`unmask.model.merged`), unless `tensor_parallel` shares them out over so many processes
+    (`unmask.model.tensor_parallel`). The process's allocator is told to keep freed buffers, see `unmask.runtime`.
     """
     tune_allocator()
+    if quantize is not None and tensor_parallel > 1:
+        raise UsageError(
+            f"quantize={quantize!r} with tensor_parallel={tensor_parallel}: shared out weights are not rounded",
+            "leave one of them out",
+        )
     if quantize is not None:
         check_quantisation(quantize, device=device, dtype=dtype)
     checkpoint = load_checkpoint(
@@ -245,6 +252,10 @@ def load(
         progress=progress,
     )
     transformer = checkpoint.transformer
+    if tensor_parallel > 1:
+        from unmask.model.tensor_parallel import share_out  # torch.distributed takes a while to import
+
+        return LanguageModel(checkpoint, running=share_out(transformer, checkpoint.adapter, tensor_parallel))
     if transformer.device.type != "cpu":
         return LanguageModel(checkpoint)
     began = time.perf_counter()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from unmask.engine.engine import Engine, Event, Failed, Finished
-from unmask.errors import UsageError
+from unmask.errors import ProcessLostError, UsageError
 from unmask.serving.errors import ServingError
 from unmask.serving.metrics import Metrics
 from unmask.serving.reception import Reception
@@ -151,9 +151,9 @@ class Service:
                         return
                     job()
                 self._tell(self._engine.step())
-            except Exception:
+            except Exception as error:
                 _LOG.exception("a forward failed")
-                self._recover()
+                self._recover(is_final=isinstance(error, ProcessLostError))
 
     def _add(self, ticket: Ticket) -> None:
         numbers: list[int] = []
@@ -192,8 +192,11 @@ class Service:
                 self._metrics.count_first_token(mode, time.perf_counter() - place.ticket.created)
         self._put(arrivals)
 
-    def _recover(self) -> None:
-        """Give up every answer that may have had part in a forward that failed, and see whether the rest is sound."""
+    def _recover(self, *, is_final: bool) -> None:
+        """Give up every answer that may have had part in a forward that failed, and see whether the rest is sound.
+
+        `is_final`: no other forward can run.
+        """
         self._metrics.count_failure()
         waiting = {request.number for request in self._engine.scheduler.waiting}
         lost = {place.ticket for number, place in self._places.items() if number not in waiting}
@@ -203,6 +206,8 @@ class Service:
             self._engine.check()
         except Exception:
             _LOG.exception("the engine cannot go on")
+            is_final = True
+        if is_final:
             self._is_broken = True
             lost |= {place.ticket for place in self._places.values()}
             self._places.clear()
