@@ -119,7 +119,7 @@ def test_the_bound_of_some_tokens_given_the_others() -> None:
 def block_denoiser(table: Table, process: Process) -> BlockDenoiser:
     """Return exact laws of blocks given the clean tokens before them, from the table's own blocks."""
 
-    def denoise(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int]) -> Tensor:
+    def denoise(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int], wanted: Tensor) -> Tensor:
         logits = torch.zeros(*noisy.shape, table.vocab_size, dtype=torch.float64)
         for start, stop in itertools.pairwise([*starts, table.length]):
             law = table.chances.view(table.vocab_size**start, table.vocab_size ** (stop - start), -1).sum(-1)
@@ -129,7 +129,7 @@ def block_denoiser(table: Table, process: Process) -> BlockDenoiser:
                 one = denoiser_of(Table(table.vocab_size, stop - start, chances), process)
                 if rows.any():
                     logits[rows, start:stop] = one(noisy[rows, start:stop], time[rows, start : start + 1])
-        return logits
+        return logits[wanted]
 
     return denoise
 
@@ -137,7 +137,9 @@ def block_denoiser(table: Table, process: Process) -> BlockDenoiser:
 def next_token_logits(table: Table, tokens: Tensor) -> Tensor:
     blocks = block_denoiser(table, MASKED)
     masks = torch.full_like(tokens, SIZE)
-    return blocks(tokens, masks, torch.ones(tokens.shape), range(table.length))
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    logits = blocks(tokens, masks, torch.ones(tokens.shape), range(table.length), everywhere)
+    return logits.view(*tokens.shape, -1)
 
 
 def test_the_autoregressive_likelihood_is_the_tables() -> None:
@@ -171,8 +173,8 @@ def test_block_bounds_fall_from_the_whole_to_the_autoregressive_one() -> None:
     """A denoiser that knows the text before a block but nothing inside it pays for what is together in a block."""
     exact = block_denoiser(TABLE, MASKED)
 
-    def blind(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int]) -> Tensor:
-        return exact(clean, torch.full_like(noisy, SIZE), time, starts)
+    def blind(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int], wanted: Tensor) -> Tensor:
+        return exact(clean, torch.full_like(noisy, SIZE), time, starts, wanted)
 
     generator = torch.Generator().manual_seed(6)
     costs = []
@@ -191,9 +193,10 @@ def test_tokens_before_the_first_block_are_given() -> None:
     seen: list[tuple[Tensor, Tensor, list[int]]] = []
     exact = block_denoiser(TABLE, MASKED)
 
-    def watched(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int]) -> Tensor:
+    def watched(clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int], wanted: Tensor) -> Tensor:
+        assert wanted.equal(noisy == SIZE)  # what is not masked has no term
         seen.append((noisy, time, list(starts)))
-        return exact(clean, noisy, time, starts)
+        return exact(clean, noisy, time, starts, wanted)
 
     found = block_bound(
         watched, TABLE.sequences, MASKED, 1, generator, num_samples=2, num_given=1, batch_rows=5

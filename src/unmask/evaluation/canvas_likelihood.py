@@ -53,9 +53,13 @@ class Bound:
                 scored=_scored(each),
             )
 
+        if model.denoiser.full_attention:
+            return _estimated(whole)
+        blocks = CanvasBlocks(model.denoiser)
+
         def by_blocks(each: Continuation) -> Estimate:
             return block_bound(
-                CanvasBlocks(model.denoiser),
+                blocks,
                 _row(each),
                 process,
                 block_length,
@@ -64,7 +68,7 @@ class Bound:
                 num_given=len(each.tokens) - each.num_scored,
             )
 
-        return _estimated(whole if model.denoiser.full_attention else by_blocks)
+        return _estimated(by_blocks)
 
     def _continuous(self, model: LanguageModel, options: Options) -> Likelihood:
         denoiser, process = gaussian_denoiser(model.denoiser)

@@ -47,10 +47,13 @@ class Estimate:
 class BlockDenoiser(Protocol):
     """A denoiser of blocks, each of which sees the clean tokens before it and the noisy ones beside it."""
 
-    def __call__(self, clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int]) -> Tensor:
-        """Return logits (B, L, K) for all blocks of `noisy` (B, L) at `time` (B, L); void before the first block.
+    def __call__(
+        self, clean: Tensor, noisy: Tensor, time: Tensor, starts: Sequence[int], wanted: Tensor
+    ) -> Tensor:
+        """Return logits (M, K) at the M places `wanted` (B, L) of all blocks of `noisy` (B, L) at `time` (B, L).
 
         `clean`: (B, L) the true tokens. `starts`: where each block begins; a block ends where the next one begins.
+        None is wanted before the first block.
         """
 
 
@@ -89,8 +92,8 @@ def bound(
     miss what a schedule does before them.
     """
 
-    def denoise(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        return denoiser(noisy, time)
+    def denoise(clean: Tensor, noisy: Tensor, time: Tensor, wanted: Tensor) -> Tensor:
+        return denoiser(noisy, time)[wanted]
 
     pieces = [range(tokens.shape[1])]
     return _bound(
@@ -124,8 +127,8 @@ def block_bound(
     starts = range(num_given, length, block_length)
     pieces = [range(start, min(start + block_length, length)) for start in starts]
 
-    def denoise(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        return denoiser(clean, noisy, time, starts)
+    def denoise(clean: Tensor, noisy: Tensor, time: Tensor, wanted: Tensor) -> Tensor:
+        return denoiser(clean, noisy, time, starts, wanted)
 
     return _bound(
         denoise, tokens, process, generator, pieces, num_samples, scored, times, prediction, batch_rows
@@ -193,8 +196,8 @@ class _Writer(Sampler):
         return Step(torch.where(chosen, self._tokens, look.tokens), after.noisy, after.finished)
 
 
-_Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Clean tokens, noisy tokens and times, (M, L) each, to logits (M, L, K)."""
+_Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Clean tokens, noisy tokens, times and the places wanted, (B, L) each, to logits (M, K) at these."""
 
 
 def _bound(
@@ -212,7 +215,8 @@ def _bound(
     """Estimate the sum of the bounds of the pieces, each with noise levels of its own."""
     if num_samples < 2:
         raise UsageError(f"num_samples={num_samples}: a standard error needs at least 2")
-    times = times or (ExactCount() if isinstance(process, Masked) else LowDiscrepancy())
+    masks = isinstance(process, Masked)
+    times = times or (ExactCount() if masks else LowDiscrepancy())
     counts = isinstance(times, ExactCount)
     if not counts:
         require_clean_start(process, f"{times} would miss a part of the bound")
@@ -228,10 +232,16 @@ def _bound(
         for part in range(0, len(clean), batch_rows):
             some = slice(part, part + batch_rows)
             noisy = _rows(noised, some)
+            # Under masked noise what is not masked has no term.
+            wanted = noisy.trained & process.is_masked(noisy.tokens) if masks else noisy.trained
             with torch.no_grad():
-                logits = denoise(clean[some], noisy.tokens, noisy.time).to(tokens.device)
-                losses = token_losses(logits, clean[some], noisy, process, prediction=prediction)
-            sums.append(losses.double().sum(-1))
+                logits = denoise(clean[some], noisy.tokens, noisy.time, wanted).to(tokens.device)
+                losses = token_losses(
+                    logits, clean[some][wanted], noisy.at(wanted), process, prediction=prediction
+                )
+            rows_wanted = wanted.nonzero()[:, 0]
+            total = torch.zeros(len(wanted), dtype=torch.float64, device=tokens.device)
+            sums.append(total.index_add(0, rows_wanted, losses.double()))
     samples = torch.cat(sums).view(len(tokens), num_samples)
     prior = torch.zeros(()) if counts else process.prior_nll(tokens).where(scored, 0).sum(-1)
     return Estimate(samples.mean(-1) + prior, samples.std(-1) / math.sqrt(num_samples), num_samples)
