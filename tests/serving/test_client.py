@@ -46,6 +46,32 @@ def test_a_completion_is_what_the_decoder_writes(
     assert choice.model_extra["unmask"]["num_forwards"] == truth.num_forwards
 
 
+def test_drafts_are_trees_where_they_are_asked_for(served: Served, model: LanguageModel) -> None:
+    drafting = {"tree_size": 6, "num_predrafts": 2}
+    answer = served.client.completions.create(
+        model="tiny",
+        prompt="abc",
+        seed=3,
+        max_tokens=12,
+        extra_body={"mode": "speculative", "block_length": 3, **drafting},
+    )
+    truth = offline(
+        model,
+        "abc",
+        raw=True,
+        mode="speculative",
+        seed=3,
+        max_tokens=12,
+        temperature=1.0,
+        block_length=3,
+        **drafting,
+    )
+    (choice,) = answer.choices
+    assert choice.text == truth.text
+    assert choice.model_extra is not None
+    assert choice.model_extra["unmask"]["num_forwards"] == truth.num_forwards
+
+
 @pytest.mark.parametrize("mode", ["diffusion", "speculative"])
 def test_a_streamed_chat_is_what_the_decoder_writes(served: Served, model: LanguageModel, mode: Mode) -> None:
     stream = served.client.chat.completions.create(

@@ -33,6 +33,8 @@ SAMPLES: dict[str, Any] = {
     "rule": "top-k:2",
     "block_length": 2,
     "num_steps": 2,
+    "tree_size": 4,
+    "num_predrafts": 1,
     "top_k": 3,
     "min_p": 0.1,
     "stop_token_ids": [3],

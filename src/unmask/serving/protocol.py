@@ -19,6 +19,8 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 
 DIFFUSION_ONLY: tuple[Mode, ...] = ("diffusion",)
+SPECULATIVE_ONLY: tuple[Mode, ...] = ("speculative",)
+NO_DRAFTS = "only speculative verifies drafts as it is told to; auto chooses by itself"
 CAUSAL: tuple[Mode, ...] = ("ar", "speculative", "auto")
 NO_NEXT_TOKEN = "a canvas gives no law of a next token"
 WITH_CANVAS: tuple[Mode, ...] = ("diffusion", "speculative", "auto")
@@ -70,6 +72,13 @@ class Generating(Body):
     num_steps: Annotated[
         int | None, Only(DIFFUSION_ONLY, "only diffusion denoises in steps"), Field(ge=1, le=4096)
     ] = Field(None, description="Most denoise forwards per block.")
+    tree_size: Annotated[int | None, Only(SPECULATIVE_ONLY, NO_DRAFTS), Field(ge=1, le=4096)] = Field(
+        None, description="Most candidates of a draft, several at a place; one at each if left out."
+    )
+    num_predrafts: Annotated[int | None, Only(SPECULATIVE_ONLY, NO_DRAFTS), Field(ge=0, le=64)] = Field(
+        None,
+        description="So many of the likeliest ends of a verification have their next draft in the same forward.",
+    )
     top_k: int = Field(0, ge=0, lt=2**31, description="Draw from the K likeliest tokens; 0 is off.")
     min_p: float = Field(
         0.0, ge=0, le=1, description="Draw from tokens with this share of the likeliest one's probability."

@@ -179,6 +179,8 @@ def _options(request: Generating, wanted: _Wanted, mode: Mode, *, max_tokens: in
         rule=_rule(request.rule),
         block_length=request.block_length,
         num_steps=request.num_steps,
+        tree_size=request.tree_size,
+        num_predrafts=request.num_predrafts,
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
