@@ -22,7 +22,7 @@ from unmask.cli.arguments import (
 from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json, print_line
 from unmask.cli.run_bar import RunBar
-from unmask.cli.session import open_model
+from unmask.cli.session import open_checkpoint
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ def convert(
     adapter = config.recipe.adapter if isinstance(config.recipe, DrafterRecipe) else "none"
     # What is trained itself is not rounded first.
     stored = "float32" if is_joint else dtype
-    opened = open_model(model, adapter=adapter, dtype=stored, device=device, offline=offline)
+    checkpoint = open_checkpoint(model, adapter=adapter, dtype=stored, device=device, offline=offline)
 
-    conversion = Conversion(config, out, opened.checkpoint)
+    conversion = Conversion(config, out, checkpoint)
     measured: list[StepRecord] = []
     with RunBar() as bar:
         conversion.run(lambda event: _show(event, bar, measured))
     result = out / MODEL_FOLDER if is_joint else out
-    del opened, conversion  # a judgement loads the model as others will
+    del checkpoint, conversion  # a judgement loads the model as others will
     judgement = None
     if judge_prompts:
         from unmask.cli.judge import run_judgement

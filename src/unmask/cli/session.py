@@ -13,7 +13,7 @@ from unmask.runtime import processor_name, thread_count, tune_allocator
 if TYPE_CHECKING:
     from unmask.decoding.language_model import LanguageModel
     from unmask.engine.engine import Engine
-    from unmask.model.checkpoint import Precision
+    from unmask.model.checkpoint import Checkpoint, Precision
     from unmask.model.quantize import Quantisation
 
 
@@ -59,6 +59,24 @@ def open_model(
             device=device,
             quantize=cast("Quantisation | None", quantize),
             tensor_parallel=tensor_parallel,
+            offline=offline,
+            progress=progress,
+        )
+
+
+def open_checkpoint(
+    source: str, *, adapter: str | None, dtype: str, device: str, offline: bool
+) -> "Checkpoint":
+    """Load weights and tokenizer as training needs them, not laid out for inference too, showing what takes time."""
+    with progress_line() as progress:
+        prepare_process()
+        from unmask.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(
+            source,
+            adapter=adapter,
+            dtype=cast("Precision", dtype),  # which it checks
+            device=device,
             offline=offline,
             progress=progress,
         )

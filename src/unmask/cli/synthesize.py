@@ -21,7 +21,7 @@ from unmask.cli.arguments import (
 )
 from unmask.cli.output import print_json, print_line
 from unmask.cli.run_bar import RunBar
-from unmask.cli.session import open_model
+from unmask.cli.session import open_checkpoint
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def synthesize(
     from unmask.training.selection import SelectionConfig
 
     selection = SelectionConfig(min_words, max_repetition, max_overlap, tuple(language or ()))
-    opened = open_model(model, adapter="none", dtype=dtype, device=device, offline=offline)
+    checkpoint = open_checkpoint(model, adapter="none", dtype=dtype, device=device, offline=offline)
     from unmask.training.synthesis import SynthesisConfig
     from unmask.training.synthetic_corpus import CorpusConfig, SyntheticCorpus
 
@@ -104,7 +104,7 @@ def synthesize(
         top_k=top_k,
         top_p=top_p,
     )
-    corpus = SyntheticCorpus(CorpusConfig(model, dtype, seed, synthesis, selection), out, opened.checkpoint)
+    corpus = SyntheticCorpus(CorpusConfig(model, dtype, seed, synthesis, selection), out, checkpoint)
     with RunBar() as bar:
         state = corpus.fill(
             tokens, lambda now: bar.show("writing", min(now.num_tokens, tokens), tokens, _detail(now))
