@@ -46,7 +46,9 @@ PROBES = APIRouter()
 
 
 def _streamed(chunk: type[Completion] | type[ChatChunk]) -> dict[int | str, dict[str, Any]]:
-    schema = {"type": "string", "description": f"Server-sent events, each a {chunk.__name__}; then [DONE]."}
+    data = {"type": "string", "description": f"A {chunk.__name__} as JSON, an error, or [DONE] at the end."}
+    # Before OpenAPI 3.2 a schema of server-sent events describes each of them.
+    schema = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {200: {"content": {MEDIA_TYPE: {"schema": schema}}}}
 
 
