@@ -1,33 +1,22 @@
-"""Text to tokens and back, and chat templates that a message cannot break out of."""
+"""Text to tokens and back, bare or as a conversation."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import pre_tokenizers
 
+from unmask.chat_template import PRIVATE_USE, Disguise, Message, check_messages, render_template, template_in
 from unmask.errors import CheckpointError, UsageError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-
-ROLES = ("system", "user", "assistant", "tool", "developer")
-
-_PRIVATE_USE = range(0xF0000, 0xFFFFE)
-
-Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class Tokenizer:
         texts = {key: _token_text(value) for key, value in settings.items() if key.endswith("_token")}
         names = {key: text for key, text in texts.items() if text}
         file = folder / TEMPLATE_FILE
-        template = file.read_text(encoding="utf-8") if file.is_file() else _default_template(settings)
+        template = file.read_text(encoding="utf-8") if file.is_file() else template_in(settings)
         return cls(backend, names, template, _prefix(backend, names, settings.get("add_bos_token")))
 
     def save(self, folder: Path) -> None:
@@ -125,11 +114,11 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UsageError("this model has no chat template", "give a bare prompt instead of messages")
-        _check_messages(messages)
+        check_messages(messages)
         disguise = Disguise(tuple(self._specials), messages)
         hidden = [{key: disguise.put_on(text) for key, text in message.items()} for message in messages]
         values = {"messages": hidden, "add_generation_prompt": add_generation_prompt, **self.names}
-        pieces = self._split(_render(self.chat_template, values))
+        pieces = self._split(render_template(self.chat_template, values))
         shown = [disguise.take_off(piece) if isinstance(piece, str) else piece for piece in pieces]
         return self._encode_pieces(shown)
 
@@ -142,14 +131,14 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UsageError("this model has no chat template", "give texts instead of messages")
-        _check_messages(messages)
+        check_messages(messages)
         disguise = Disguise(tuple(self._specials), messages)
         hidden = [{key: disguise.put_on(text) for key, text in message.items()} for message in messages]
 
         def rendered(count: int, *, asks: bool) -> str:
             assert self.chat_template is not None
             values = {"messages": hidden[:count], "add_generation_prompt": asks, **self.names}
-            return _render(self.chat_template, values)
+            return render_template(self.chat_template, values)
 
         whole, end = rendered(len(messages), asks=False), 0
         stretches: list[tuple[str, bool]] = []
@@ -184,10 +173,10 @@ class Tokenizer:
         """
         if self.chat_template is None:
             return list(self.prefix_ids)
-        words = chr(_PRIVATE_USE[-1])
+        words = chr(PRIVATE_USE[-1])
         messages = [{"role": "user", "content": words}]
         values = {"messages": messages, "add_generation_prompt": False, **self.names}
-        head, found, _ = _render(self.chat_template, values).partition(words)
+        head, found, _ = render_template(self.chat_template, values).partition(words)
         if not found:
             raise CheckpointError(
                 "the chat template leaves out the user's words", "set another chat template"
@@ -248,90 +237,6 @@ class Tokenizer:
         return backend
 
 
-class Disguise:
-    """A reversible spelling of user text in which no special token can be found, whatever a template adds to it.
-
-    Of every special token's text in a message the first character is replaced by one that no message contains.
-    So it is at the end of a message, where the beginning of one stands that what follows there could complete.
-    All other text is unchanged, so that templates which look into their messages work as ever.
-    """
-
-    def __init__(self, specials: Sequence[str], messages: Sequence[Message]) -> None:
-        used = {character for message in messages for text in message.values() for character in text}
-        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
-        self._masks = {first: next(free) for first in sorted({special[0] for special in specials})}
-        self._faces = str.maketrans({mask: first for first, mask in self._masks.items()})
-        begun = {special[:length] for special in specials for length in range(1, len(special))}
-        whole, part = (
-            "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
-            for texts in (specials, begun)
-        )
-        self._pattern = re.compile(rf"{whole}|(?:{part})(?=\s*\Z)")
-
-    def put_on(self, text: str) -> str:
-        """Return `text` with the special tokens in it out of sight."""
-        if not self._masks:
-            return text
-        before = None
-        while text != before:  # tokens that overlap show one after the other
-            before, text = (
-                text,
-                self._pattern.sub(lambda found: self._masks[found[0][0]] + found[0][1:], text),
-            )
-        return text
-
-    def take_off(self, text: str) -> str:
-        """Return what `put_on` was given."""
-        return text.translate(self._faces)
-
-
-class _GenerationTag(Extension):
-    """``{% generation %}`` marks the assistant's words for training; what it encloses is rendered as ever."""
-
-    tags = {"generation"}  # noqa: RUF012, jinja2's own interface
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _render(template: str, values: Mapping[str, object]) -> str:
-    """Run a chat template in a sandbox, with the helpers the hub's templates use."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    try:
-        return environment.from_string(template).render(values)
-    except TemplateSyntaxError as error:
-        raise CheckpointError(
-            f"the chat template is broken in line {error.lineno}: {error.message}"
-        ) from error
-    except (TemplateError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"the chat template does not take this conversation: {error}") from error
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own filter would escape for HTML
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _check_messages(messages: Sequence[Message]) -> None:
-    for index, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise UsageError(f"message {index} has role {role!r}", f"choose from {', '.join(ROLES)}")
-        if not all(isinstance(value, str) for value in message.values()) or content is None:
-            raise UsageError(
-                f"message {index} must have a 'content', and text only", "no images or tools yet"
-            )
-
-
 def _prefix(backend: tokenizers.Tokenizer, names: Mapping[str, str], add_bos: object) -> tuple[int, ...]:
     """Return what goes before a bare prompt: BOS if tokenizer_config.json says so, else as the post-processor."""
     if isinstance(add_bos, bool):
@@ -366,11 +271,3 @@ def _token_pattern(token: tokenizers.AddedToken) -> str:
     if token.single_word:
         before, after = before + r"(?<!\w)", r"(?!\w)" + after
     return f"{before}({re.escape(token.content)}){after}"
-
-
-def _default_template(settings: Mapping[str, Any]) -> str | None:
-    """Return the chat template in tokenizer_config.json: one text, or the one called "default" of a list."""
-    stored = settings.get("chat_template")
-    if isinstance(stored, list):
-        stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
-    return stored if isinstance(stored, str) else None

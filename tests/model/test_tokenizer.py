@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tiny_models import END, START, TEMPLATE, byte_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from unmask.chat_template import Disguise
 from unmask.errors import CheckpointError, UsageError
-from unmask.tokenizer import Disguise, Tokenizer
+from unmask.tokenizer import Tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

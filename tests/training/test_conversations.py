@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmask.chat_template import Message
 from unmask.errors import UsageError
-from unmask.tokenizer import Message
 from unmask.training.batches import Packs
 from unmask.training.documents import Document, draw_windows, sample_windows
 from unmask.training.preparation import PreparationConfig, prepare

@@ -45,10 +45,10 @@ from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
+    from unmask.chat_template import Message
     from unmask.decoding.generation import Generation
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.options import Options
-    from unmask.tokenizer import Message
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C cuts an answer short"
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
+    from unmask.chat_template import Message
     from unmask.decoding.constraint import Constraint
     from unmask.decoding.options import Options
-    from unmask.tokenizer import Message
 
 
 def decoding_options(

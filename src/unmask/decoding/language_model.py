@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from unmask.chat_template import Message
 from unmask.decoding.admission import default_sampler
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate, stream
@@ -25,7 +26,6 @@ from unmask.model.merged import merge, product
 from unmask.model.quantize import Quantisation, check_quantisation, int8_product
 from unmask.model.transformer import Transformer
 from unmask.runtime import tune_allocator
-from unmask.tokenizer import Message
 
 Prompt = str | Sequence[Message]
 """A text, or the messages of a conversation, each with a ``role`` and a ``content``."""

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from unmask.chat_template import Message
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.language_model import SUFFIX_LENGTH, LanguageModel
 from unmask.decoding.mode import Mode
@@ -19,7 +20,6 @@ from unmask.serving.messages import ChatMessage
 from unmask.serving.protocol import ChatRequest, CompletionRequest, Generating
 from unmask.serving.settings import Settings
 from unmask.serving.ticket import Order
-from unmask.tokenizer import Message
 
 _SEEDS = 2**31
 

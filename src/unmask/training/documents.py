@@ -10,8 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from unmask.chat_template import Message
 from unmask.errors import TrainingError, UsageError
-from unmask.tokenizer import Message, Tokenizer
+from unmask.tokenizer import Tokenizer
 
 SEPARATOR = "<|doc|>"
 

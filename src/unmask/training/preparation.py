@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from unmask.chat_template import Message
 from unmask.errors import UsageError
 from unmask.model.catalogue import find_card
 from unmask.model.checkpoint import Finder
 from unmask.model.store import cache_directory, writing_folder
-from unmask.tokenizer import TOKENIZER_FILE, Message, Tokenizer
+from unmask.tokenizer import TOKENIZER_FILE, Tokenizer
 from unmask.training.corpus import is_remote, read_corpus, require_source
 from unmask.training.documents import Record
 from unmask.training.shards import (

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.chat_template import Message
 from unmask.decoding.candidates import draw
 from unmask.errors import UsageError
 from unmask.layout import Layout, Segment
 from unmask.model.cache import KVCache
 from unmask.model.transformer import Transformer
 from unmask.rng import Stream, uniforms
-from unmask.tokenizer import Message, Tokenizer
+from unmask.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
