@@ -174,6 +174,32 @@ def test_what_cannot_finish_in_time_gets_a_clean_error(model: LanguageModel) -> 
         assert done == "[DONE]"
 
 
+HOLE: dict[str, Any] = {
+    "prompt": "abc",
+    "suffix": "xyz",
+    "seed": 1,
+    "mode": "diffusion",
+    "rule": "top-k:1",
+    "stream_canvas": True,
+}
+
+
+@pytest.mark.parametrize(("length", "drain_s", "code"), [(60, 60.0, None), (2000, 0.2, "stopping")])
+def test_a_hole_has_its_time_when_the_server_stops(
+    model: LanguageModel, length: int, drain_s: float, code: str | None
+) -> None:
+    settings = Settings("tiny", drain_s=drain_s)
+    with serving(model, settings) as served, stream(served, **HOLE, max_tokens=length) as response:
+        following = events(response)
+        next(following)
+        served.server.should_exit = True
+        wait_until(lambda: not served.desk.service.is_ready)
+        *_, last, done = following
+    assert done == "[DONE]"
+    assert last.get("error", {}).get("code") == code
+    assert code is not None or last["choices"][0]["finish_reason"] == "length"
+
+
 def test_requests_are_logged_with_their_ids(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="unmask.serving"):
         answer = httpx.post(

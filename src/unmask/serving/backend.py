@@ -33,8 +33,12 @@ class Backend(Protocol):
         cannot be honoured; then none is taken.
         """
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """Run something else that needs the model, and return its result."""
+    async def run(self, function: Callable[[], T], *, goes_on: bool = False) -> T:
+        """Run something else that needs the model, and return its result.
+
+        Raises ServingError when there is no room or the server is about to stop. What goes on with work that has begun
+        is not turned away before the time for open answers is over.
+        """
 
     def drain(self, seconds: float) -> None:
         """Take no more orders; what is open after some seconds is told that the server stops."""

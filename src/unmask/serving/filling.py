@@ -1,6 +1,7 @@
 """Holes in texts, which the engine does not know: the decoder fills them, a forward at a time, beside the engine."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from unmask.decoding.generate import stream
 from unmask.decoding.generation import Generation
@@ -29,9 +30,12 @@ class Filling:
         ]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, News]]:
+        has_begun = False
         for index, events in enumerate(self._streams):
             while True:
-                event = await self._backend.run(lambda events=events: next(events))  # type: ignore[misc]
+                step = partial(next, events)
+                event = await self._backend.run(step, goes_on=has_begun)
+                has_begun = True
                 if isinstance(event, Generation):
                     self._metrics.count_generation(event)
                     yield index, Finished(_NO_NUMBER, event)

@@ -24,6 +24,7 @@ class Reception:
         self._tickets: set[Ticket] = set()
         self._durations: deque[float] = deque(maxlen=_NUM_DURATIONS)
         self.is_draining = False
+        self._has_given_up = False
 
     @property
     def num_open(self) -> int:
@@ -49,6 +50,11 @@ class Reception:
                 headers={"Retry-After": str(self._retry_after())},
             )
 
+    def check_time(self) -> None:
+        """Raise ServingError when what is open has had its time."""
+        if self._has_given_up:
+            raise _stopping()
+
     def drain(self, seconds: float) -> None:
         """Open no more; what is open after some seconds is told that the server stops."""
         if not self.is_draining:
@@ -57,7 +63,7 @@ class Reception:
 
     def give_up(self) -> None:
         """Tell what is open that the server stops, and open no more."""
-        self.is_draining = True
+        self.is_draining = self._has_given_up = True
         for ticket in self._tickets:
             ticket.put(_stopping())
 

@@ -82,9 +82,11 @@ class ReplicatedService:
             task.add_done_callback(lambda task: self._settle(ticket, task))
         return ticket
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """Run a function in a thread of this process, after those before it."""
-        self._reception.check_room(self._num_jobs + 1, self._max_jobs)
+    async def run(self, function: Callable[[], T], *, goes_on: bool = False) -> T:
+        """Run a function in a thread of this process, after those before it; see `Backend.run`."""
+        self._reception.check_time()
+        if not goes_on:
+            self._reception.check_room(self._num_jobs + 1, self._max_jobs)
         self._num_jobs += 1
         try:
             async with self._model_lock:

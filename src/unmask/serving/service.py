@@ -87,10 +87,12 @@ class Service:
             raise
         return ticket
 
-    async def run(self, function: Callable[[], T]) -> T:
-        """Run something else that needs the model, between two forwards, and return its result."""
+    async def run(self, function: Callable[[], T], *, goes_on: bool = False) -> T:
+        """Run something else that needs the model, between two forwards, and return its result; see `Backend.run`."""
         self._check_alive()
-        self._reception.check_room(self._num_jobs + 1, self._max_jobs)
+        self._reception.check_time()
+        if not goes_on:
+            self._reception.check_room(self._num_jobs + 1, self._max_jobs)
         self._num_jobs += 1
         try:
             return await self._in_thread(function)
