@@ -1,10 +1,10 @@
 """Measure the default model: speed of light, frontier, frontier at one entropy, roofline; keep the reports here.
 
-    python benchmarks/measures.py [sol] [frontier] [sampled] [roofline] [-- any further options of the command]
+    python benchmarks/measures.py [sol] [sol-32] [frontier] [sampled] [roofline] [-- further options of the command]
 
 Without names all of them, one after the other. Each keeps its state in build/measures, so Ctrl-C and the same command
-again go on. Writes benchmarks/speed-of-light.json and .png, frontier.json, .csv and .png, length.png,
-frontier-sampled.json and .png, roofline.json and .png.
+again go on. Writes benchmarks/speed-of-light.json and .png for blocks of 4, 8 and 16, speed-of-light-32.json and .png,
+frontier.json, .csv and .png, length.png, frontier-sampled.json and .png, roofline.json and .png.
 """
 
 import shutil
@@ -16,16 +16,20 @@ from unmask.cli.main import main
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / "build" / "measures"
 
-RULES = (
-    *(f"threshold:{tau}" for tau in (0.99, 0.9, 0.7, 0.5)),
-    *("factor:1", "klass", "entropy-bound:0.1", "entropy-bound:0.5"),
-    *("top-k:2", "margin:2", "random:2", "left-to-right:2", "spaced"),
-)
+# Rules of a fixed number of tokens a forward (top-k, margin, random, left-to-right) differ in what they write, not in
+# how much: one stands for all.
+RULES = ("threshold:0.9", "threshold:0.5", "factor:1", "klass", "entropy-bound:0.1", "top-k:2", "spaced")
+SPEED_OF_LIGHT = [
+    # 34 tokens: the first one, a block of 32, and the one that its commit gives.
+    *("sol", "--prompts", "17", "--max-tokens", "34", "--max-canvases", "100"),
+    *(word for rule in RULES for word in ("--rule", rule)),
+]
 COMMANDS = {
-    "sol": ["sol", "--prompts", "17", *(word for rule in RULES for word in ("--rule", rule))],
+    "sol": [*SPEED_OF_LIGHT, "--blocks", "4,8,16"],
+    "sol-32": [*SPEED_OF_LIGHT, "--blocks", "32"],
     "frontier": [
         *("frontier", "--prompts", "5", "--lengths", "16,32,64,128,256"),
-        *("--tasks", "lambada-written,basic-skills-arithmetic-written,humaneval-infilling", "--limit", "50"),
+        *("--tasks", "lambada-written,basic-skills-arithmetic-written", "--limit", "100"),
     ],
     "sampled": [
         *("frontier", "--prompts", "5", "--temperatures", "0.6,0.8,1,1.2"),
@@ -36,6 +40,10 @@ COMMANDS = {
 }
 FILES = {
     "sol": {"speed-of-light.json": None, "speed-of-light.png": None},
+    "sol-32": {
+        "speed-of-light.json": "speed-of-light-32.json",
+        "speed-of-light.png": "speed-of-light-32.png",
+    },
     "frontier": {"frontier.json": None, "frontier.csv": None, "frontier.png": None, "length.png": None},
     "sampled": {"frontier.json": "frontier-sampled.json", "frontier.png": "frontier-sampled.png"},
     "roofline": {"roofline.json": None, "roofline.png": None},

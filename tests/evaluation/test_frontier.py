@@ -13,11 +13,13 @@ from tiny_models import tiny_checkpoint
 
 from command_line import Command
 from unmask.decoding.language_model import LanguageModel, load
+from unmask.engine.side_by_side import side_by_side
 from unmask.errors import UsageError
 from unmask.evaluation.frontier import Frontier, measure_frontier
 from unmask.evaluation.frontier_config import FrontierConfig
 from unmask.evaluation.prompts import first_prompts
 from unmask.evaluation.text_quality import TextJudge, distinct, diversity, unigram_entropy
+from unmask.evaluation.together import in_turn
 from unmask.evaluation.ways import Way, write
 from unmask.model.checkpoint import save_checkpoint
 
@@ -65,9 +67,8 @@ def test_the_numbers_are_those_of_the_texts(model: LanguageModel, tmp_path: Path
     assert speculative.as_ar is not None
     assert ar.as_ar.overall.mean == speculative.as_ar.overall.mean == 1
     ways = [Way("diffusion", rule=rule) for rule in ("top-k:3", "top-k:1")]
-    texts, truths = (
-        [write(model, model.encode(p.text), way, max_tokens=6) for p in first_prompts(1)] for way in ways
-    )
+    pairs = [write(model, model.encode(p.text), ways, max_tokens=6) for p in first_prompts(1)]
+    texts, truths = zip(*pairs, strict=True)
     assert thrice.tokens_per_forward is not None
     assert thrice.tokens_per_forward.mean == sum(len(t.token_ids) for t in texts) / sum(
         t.num_decode_forwards for t in texts
@@ -93,6 +94,15 @@ def test_it_goes_on_and_more_prompts_add_to_fewer(model: LanguageModel, tmp_path
         assert one == other
     with pytest.raises(UsageError, match="max_tokens"):
         measure(model, replace(SMALL, max_tokens=7), tmp_path / "whole")
+
+
+def test_side_by_side_gives_what_one_after_the_other_does(model: LanguageModel, tmp_path: Path) -> None:
+    config = replace(SMALL, temperatures=(0.0, 0.8))
+    one, other = (
+        measure_frontier(model, model, config, tmp_path / name, tasks={}, together=together)
+        for name, together in (("turn", in_turn), ("side", side_by_side))
+    )
+    assert replace(one, provenance={}) == replace(other, provenance={})
 
 
 def test_ways_are_compared_at_one_entropy(model: LanguageModel, tmp_path: Path) -> None:

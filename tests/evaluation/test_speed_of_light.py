@@ -17,6 +17,7 @@ from unmask.decoding.rules import TopK
 from unmask.diffusion.markov import MarkovChain
 from unmask.diffusion.masked import Masked
 from unmask.diffusion.schedule import Linear
+from unmask.engine.side_by_side import side_by_side
 from unmask.errors import UsageError
 from unmask.evaluation.oracle import CanvasOracle, State
 from unmask.evaluation.serial_text import write_serially
@@ -128,10 +129,12 @@ def test_a_measurement_goes_on_where_it_was(model: LanguageModel, tmp_path: Path
     (folder / "settings.json").write_text((tmp_path / "whole" / "settings.json").read_text())
     (folder / "prompts.jsonl").write_text("".join(ledger.splitlines(keepends=True)[:5]) + '{"cut')
     asked = []
-    part = measure_speed_of_light(model, CONFIG, folder, lambda event: asked.append(event.done))
+    part = measure_speed_of_light(
+        model, CONFIG, folder, together=side_by_side, observe=lambda event: asked.append(event.done)
+    )
     assert asked[0] == 5
-    oracles = [[block.overall.oracles for block in report.blocks] for report in (whole, part)]
-    assert oracles[0] == oracles[1]
+    speeds_of_both = [[block.overall for block in report.blocks] for report in (whole, part)]
+    assert speeds_of_both[0] == speeds_of_both[1]
     speeds = whole.blocks[1].overall
     assert (
         speeds.oracles["serial"].tokens_per_forward.mean <= speeds.oracles["fewest"].tokens_per_forward.mean

@@ -102,6 +102,7 @@ def frontier(
 
     Stop with Ctrl-C and give the same command again to go on.
     """
+    from unmask.engine.side_by_side import side_by_side
     from unmask.evaluation.frontier import REPORT_FILE, TABLE_FILE, measure_frontier
     from unmask.evaluation.frontier_config import FrontierConfig
     from unmask.evaluation.frontier_picture import draw_frontier, draw_lengths
@@ -127,7 +128,9 @@ def frontier(
         reader = open_model(judge, adapter=None, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
         data = TaskData(cache_directory(), offline=offline, progress=bar.print)
-        report = measure_frontier(opened, reader, config, out, tasks=chosen, data=data, observe=bar.follow)
+        report = measure_frontier(
+            opened, reader, config, out, tasks=chosen, data=data, together=side_by_side, observe=bar.follow
+        )
         pictures = drawn(
             lambda: [draw_frontier(report, out), *([draw_lengths(report, out)] if report.times else [])], bar
         )

@@ -65,6 +65,7 @@ def sol(
     Stop with Ctrl-C and give the same command again to go on.
     """
     block_lengths = read_numbers(blocks, "--blocks", int)
+    from unmask.engine.side_by_side import side_by_side
     from unmask.evaluation.speed_of_light import (
         DEFAULT_RULES,
         REPORT_FILE,
@@ -82,7 +83,7 @@ def sol(
     )
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
-        report = measure_speed_of_light(opened, config, out, bar.follow)
+        report = measure_speed_of_light(opened, config, out, together=side_by_side, observe=bar.follow)
         pictures = drawn(lambda: [draw_speed_of_light(report, out)], bar)
     if json:
         print_json(asdict(report))

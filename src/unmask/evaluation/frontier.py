@@ -1,7 +1,7 @@
 """What fewer forwards cost: task scores, agreement and text quality against tokens per forward, way by way."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.tasks.task import Task
 from unmask.evaluation.text_quality import Judged, TextJudge, TextQuality
+from unmask.evaluation.together import Together, in_turn
 from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, takes_rules, write
 from unmask.evaluation.zero_shot import evaluate
 from unmask.training.run_folder import RunFolder
@@ -105,6 +106,7 @@ def measure_frontier(
     *,
     tasks: Mapping[str, Task],
     data: TaskData | None = None,
+    together: Together = in_turn,
     observe: Observer = lambda progress: None,
 ) -> Frontier:
     """Write the prompts and answer the tasks in every way; write `REPORT_FILE` and `TABLE_FILE` into the folder.
@@ -122,12 +124,18 @@ def measure_frontier(
     references = _references(model, config)
     names = {way.name: way for way in (*ways, *references.values())}
     jobs = [(prompt, way) for prompt in first_prompts(config.num_prompts) for way in names.values()]
-    records = Ledger(place, WRITINGS_FILE, FrontierRecord).fill(
-        jobs, lambda job: _write(model, reader, config, *job), "texts", observe
-    )
+    ledger = Ledger(place, WRITINGS_FILE, FrontierRecord)
+    while (done := len(ledger.records)) < len(jobs):
+        observe(StageProgress("texts", done, len(jobs)))
+        prompt = jobs[done][0]
+        missing = [way for other, way in jobs[done:] if other == prompt]
+        for record in _write(model, reader, config, prompt, missing, together):
+            ledger.add(record)
+    observe(StageProgress("texts", len(jobs), len(jobs)))
+    records = ledger.records[: len(jobs)]
 
     scores = {
-        way.name: _task_scores(model, way, tasks, config, folder, data, observe)
+        way.name: _task_scores(model, way, tasks, config, folder, data, together, observe)
         for way in ways
         if tasks and way.temperature == 0
     }
@@ -159,14 +167,26 @@ def _references(model: LanguageModel, config: FrontierConfig) -> dict[str, Way]:
 
 
 def _write(
-    model: LanguageModel, judge: TextJudge, config: FrontierConfig, prompt: Prompt, way: Way
-) -> FrontierRecord:
+    model: LanguageModel,
+    judge: TextJudge,
+    config: FrontierConfig,
+    prompt: Prompt,
+    ways: Sequence[Way],
+    together: Together,
+) -> Iterator[FrontierRecord]:
+    """Write a prompt in some ways, and let the judge read every text once, whoever wrote it."""
     room = model.denoiser.transformer.config.max_positions - config.max_tokens
     if room < 1:
         raise UsageError(f"max_tokens={config.max_tokens} leaves the model's window no room for a prompt")
-    prompt_ids = model.encode(prompt.text)
-    writing = write(model, prompt_ids[-room:], way, max_tokens=config.max_tokens, seed=prompt.number)
-    return FrontierRecord(prompt.number, way.name, writing, judge(prompt.text, writing.text))
+    prompt_ids = model.encode(prompt.text)[-room:]
+    written = write(
+        model, prompt_ids, ways, max_tokens=config.max_tokens, seed=prompt.number, together=together
+    )
+    judged: dict[str, Judged | None] = {}
+    for way, writing in zip(ways, written, strict=True):
+        if writing.text not in judged:
+            judged[writing.text] = judge(prompt.text, writing.text)
+        yield FrontierRecord(prompt.number, way.name, writing, judged[writing.text])
 
 
 def _task_scores(
@@ -176,6 +196,7 @@ def _task_scores(
     config: FrontierConfig,
     folder: Path,
     data: TaskData | None,
+    together: Together,
     observe: Observer,
 ) -> tuple[TaskScore, ...]:
     def show(progress: StageProgress) -> None:
@@ -183,7 +204,9 @@ def _task_scores(
 
     place = folder / TASKS_FOLDER / way.name.replace(":", " ").replace(", ", " ").replace(" ", "-")
     options = way.options(max_tokens=1)  # every task has its own length
-    report = evaluate(model, tasks, place, options, data=data, limit=config.limit, observe=show)
+    report = evaluate(
+        model, tasks, place, options, data=data, limit=config.limit, together=together, observe=show
+    )
     return tuple(
         TaskScore(task.task, task.metric, task.scores[task.metric], task.tokens_per_forward)
         for task in report.tasks

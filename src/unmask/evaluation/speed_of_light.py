@@ -18,6 +18,7 @@ from unmask.evaluation.oracle import OracleCounts
 from unmask.evaluation.prompts import Prompt, first_prompts
 from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.serial_text import Block, SerialText, require_canvas, write_serially
+from unmask.evaluation.together import Together, in_turn
 from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, write
 from unmask.training.run_folder import RunFolder
 
@@ -196,6 +197,7 @@ def measure_speed_of_light(
     model: LanguageModel,
     config: SpeedOfLightConfig,
     folder: Path,
+    together: Together = in_turn,
     observe: Observer = lambda progress: None,
 ) -> SpeedOfLight:
     """Measure oracles and rules on the first prompts of every kind, and write `REPORT_FILE` into the folder.
@@ -212,7 +214,7 @@ def measure_speed_of_light(
         (prompt, length) for prompt in first_prompts(config.num_prompts) for length in config.block_lengths
     ]
     records = Ledger(place, PROMPTS_FILE, Measured).fill(
-        jobs, lambda job: _measure(model, config, *job), "prompts and blocks", observe
+        jobs, lambda job: _measure(model, config, *job, together), "prompts and blocks", observe
     )
     report = SpeedOfLight(
         config,
@@ -224,13 +226,16 @@ def measure_speed_of_light(
     return report
 
 
-def _measure(model: LanguageModel, config: SpeedOfLightConfig, prompt: Prompt, block_length: int) -> Measured:
+def _measure(
+    model: LanguageModel, config: SpeedOfLightConfig, prompt: Prompt, block_length: int, together: Together
+) -> Measured:
     prompt_ids = model.encode(prompt.text)
     serial = Way("diffusion", rule=SERIAL_RULE, block_length=block_length)
     options: Options = model.resolve(serial.options(max_tokens=config.max_tokens))
     text = write_serially(model, prompt_ids, options, max_canvases=config.max_canvases)
     ways = config.ways(block_length, speculates=model.denoiser.predicts_next)
-    writings = {way.name: write(model, prompt_ids, way, max_tokens=config.max_tokens) for way in ways}
+    written = write(model, prompt_ids, ways, max_tokens=config.max_tokens, together=together)
+    writings = {way.name: writing for way, writing in zip(ways, written, strict=True)}
     return Measured(prompt.number, prompt.kind, block_length, text, writings)
 
 

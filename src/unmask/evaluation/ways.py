@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unmask.decoding.admission import default_sampler
-from unmask.decoding.generate import generate
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.decoding.samplers import parse_sampler
+from unmask.evaluation.together import Together, in_order, in_turn
 from unmask.model.denoiser import Denoiser
 
 SERIAL_RULE = "top-k:1"
@@ -66,25 +66,28 @@ def takes_rules(denoiser: Denoiser) -> bool:
 
 @dataclass(frozen=True)
 class Writing:
-    """What one prompt gave in one way. `num_forwards` has the prefill in it; `seconds` are those of decoding."""
+    """What one prompt gave in one way. `num_forwards` has the prefill in it."""
 
     token_ids: tuple[int, ...]
     text: str
     num_forwards: int
     num_decode_forwards: int
-    seconds: float
 
 
 def write(
-    model: LanguageModel, prompt_ids: Sequence[int], way: Way, *, max_tokens: int, seed: int = 0
-) -> Writing:
-    """Decode a prompt in one way; block length and stop tokens that it leaves open are those of the model's card."""
-    options = model.resolve(way.options(max_tokens=max_tokens, seed=seed))
-    generation = generate(model.denoiser, model.tokenizer, prompt_ids, options)
-    return Writing(
-        generation.token_ids,
-        generation.text,
-        generation.num_forwards,
-        generation.num_decode_forwards,
-        round(generation.seconds["decode"], 6),
-    )
+    model: LanguageModel,
+    prompt_ids: Sequence[int],
+    ways: Sequence[Way],
+    *,
+    max_tokens: int,
+    seed: int = 0,
+    together: Together = in_turn,
+) -> list[Writing]:
+    """Decode a prompt in some ways; block length and stop tokens that one leaves open are those of the model's card."""
+    asked = [(prompt_ids, model.resolve(way.options(max_tokens=max_tokens, seed=seed))) for way in ways]
+    return [
+        Writing(
+            generation.token_ids, generation.text, generation.num_forwards, generation.num_decode_forwards
+        )
+        for generation in in_order(model, asked, together)
+    ]
