@@ -15,7 +15,8 @@ from unmask.layout import causal_layout
 from unmask.model.checkpoint import load_checkpoint, save_checkpoint
 from unmask.training.batches import Batch
 from unmask.training.config import TrainingConfig
-from unmask.training.learner import Learner, widened
+from unmask.training.initialisation import widened
+from unmask.training.learner import Learner
 from unmask.training.loss import optimised
 
 OBJECTIVES: dict[str, dict[str, object]] = {

@@ -1,6 +1,7 @@
-"""The weights that training from scratch starts with."""
+"""The weights that training starts with: random ones, or those of a model given more tokens."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -32,3 +33,25 @@ def random_transformer(config: TransformerConfig, generator: torch.Generator) ->
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
     return transformer
+
+
+def widened(transformer: Transformer, vocab_size: int, *, untie: bool = False) -> Transformer:
+    """Return a trainable copy in float32 with `vocab_size` tokens; new ones start as the mean of the others.
+
+    `untie`: give the output matrix weights of its own, which start as the embeddings.
+    """
+    config = replace(
+        transformer.config,
+        vocab_size=vocab_size,
+        tie_embeddings=transformer.config.tie_embeddings and not untie,
+    )
+    state = {name: tensor.float().clone() for name, tensor in transformer.state_dict().items()}
+    if untie:
+        state["head.weight"] = transformer.head_weight.float().clone()
+    for name in state.keys() & {"embed.weight", "head.weight"}:
+        table = state[name]
+        state[name] = torch.cat([table, table.mean(0).expand(vocab_size - len(table), -1)])
+    with torch.device("meta"):
+        wide = Transformer(config)
+    wide.load_state_dict(state, assign=True)
+    return wide.requires_grad_(True).train()

@@ -35,7 +35,7 @@ from unmask.training.config import (
     TrainingConfig,
 )
 from unmask.training.continuous import ContinuousObjective, FlowEndObjective
-from unmask.training.initialisation import random_transformer
+from unmask.training.initialisation import random_transformer, widened
 from unmask.training.loss import TrainingObjective
 from unmask.training.objectives import NoiseConfig, Objective
 from unmask.training.recipe import Recipe
@@ -212,28 +212,6 @@ def _ports(
         config.hidden_size, generator, time=has_time, belief=table.self_conditioning
     )
     return ports, vectors
-
-
-def widened(transformer: Transformer, vocab_size: int, *, untie: bool = False) -> Transformer:
-    """Return a trainable copy in float32 with `vocab_size` tokens; new ones start as the mean of the others.
-
-    `untie`: give the output matrix weights of its own, which start as the embeddings.
-    """
-    config = replace(
-        transformer.config,
-        vocab_size=vocab_size,
-        tie_embeddings=transformer.config.tie_embeddings and not untie,
-    )
-    state = {name: tensor.float().clone() for name, tensor in transformer.state_dict().items()}
-    if untie:
-        state["head.weight"] = transformer.head_weight.float().clone()
-    for name in state.keys() & {"embed.weight", "head.weight"}:
-        table = state[name]
-        state[name] = torch.cat([table, table.mean(0).expand(vocab_size - len(table), -1)])
-    with torch.device("meta"):
-        wide = Transformer(config)
-    wide.load_state_dict(state, assign=True)
-    return wide.requires_grad_(True).train()
 
 
 def _load_base(source: str, tokenizer: Tokenizer, *, distilled: bool) -> Checkpoint:

@@ -22,7 +22,7 @@ from unmask.training.blocks import BlockConfig
 from unmask.training.conversion_config import DrafterRecipe, FrozenRecipe, JointRecipe
 from unmask.training.documents import Document
 from unmask.training.frozen_objective import BatchLoss, ObjectiveConfig, conversion_loss
-from unmask.training.learner import widened
+from unmask.training.initialisation import widened
 from unmask.training.loss import optimised
 from unmask.training.objectives import NoiseConfig, Objective
 from unmask.training.run_folder import RunFolder
