@@ -3,11 +3,11 @@
     python benchmarks/zero_shot.py [--limit 500] [--model smollm2-135m] [--runs ar speculative] [--tasks piqa gsm8k]
 
 Choices are scored by the autoregressive likelihood, which the modes ar and speculative write (run "likelihood"), and by
-the diffusion bound; answers are written in every mode. Speculation must write what mode ar does, and the report counts the answers
-that are equal. All modes answer the same items in turn, a few at a time, in one engine that keeps the items' prompts
-meanwhile, so that each prompt is computed once. Every run keeps its items in build/zero-shot, so Ctrl-C and the same
-command again go on, and a larger --limit or other --tasks and --runs add to what is there; other --runs may go on beside. Writes
-benchmarks/zero_shot.json and .png; docs/make_zero_shot_tables.py puts the tables into the README.
+the diffusion bound; answers are written in every mode. Speculation must write what mode ar does, and the report counts
+the answers that are equal. All modes answer the same items in turn, a few at a time, in one engine that keeps the
+items' prompts meanwhile, so that each prompt is computed once. Every run keeps its items in build/zero-shot, so Ctrl-C
+and the same command again go on, a larger --limit or other --tasks add to what is there, and other --runs may go on
+beside. Writes benchmarks/zero_shot.json and .png; docs/make_zero_shot_tables.py puts the tables into the README.
 """
 
 import argparse
