@@ -14,7 +14,7 @@ from test_draft_tree import Coin, Fate, let_fate_decide, outcomes
 from test_lossless import turned_into
 from torch import Tensor
 
-from unmask.decoding import proposal, text_law, tree_speculation
+from unmask.decoding import proposal, text_law
 from unmask.decoding.candidates import sampling_law
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.offer import offer_of
@@ -22,7 +22,7 @@ from unmask.decoding.options import Options
 from unmask.decoding.proposal import Moment, Settled
 from unmask.layout import Segment
 from unmask.model import packed
-from unmask.model.cache import KVCache
+from unmask.model.cache import Cache, KVCache
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.model.packed import Branch, Part
 from unmask.testing import check_lossless
@@ -212,10 +212,14 @@ class TableDenoiser(Denoiser):
         text = cache.store(pending, start)
         return Draft(logits_of(text), torch.stack([logits_of(text, place) for place in range(len(canvas))]))
 
+    def laws(self, parts: Sequence[Part], cache: Cache) -> tuple[Tensor, ...]:
+        (part,) = parts
+        assert isinstance(cache, TextCache)
+        return (table_laws(part, cache),)
 
-def table_parts(denoiser: Denoiser, parts: Sequence[Part], cache: TextCache) -> Tensor:
+
+def table_laws(part: Part, cache: TextCache) -> Tensor:
     """Answer a part from the tables."""
-    (part,) = parts
     text = cache.store(part.tokens, part.start)
     found = [logits_of(text[: len(text) - back]) for back in reversed(range(part.num_laws))]
     grown = [(part.start, text)]
@@ -245,7 +249,6 @@ def largest_gap(
         patch.setattr(Moment, "node_noise", lambda self, count, stream: [Coin(fate)] * count)
         return generate(tables, tokenizer, prompt, options).token_ids
 
-    patch.setattr(tree_speculation, "run_parts", table_parts)
     found = outcomes(program)
     wanted = {}
     for text in itertools.product((2, 3), repeat=options.max_tokens):

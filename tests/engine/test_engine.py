@@ -9,6 +9,7 @@ import mixes
 import pytest
 import torch
 from mixes import TOKENIZER, denoiser_of, differences, essence, play, random_mix
+from torch import Tensor
 
 from unmask.decoding.candidates import Keys
 from unmask.decoding.generate import generate
@@ -27,7 +28,9 @@ from unmask.engine.request import Request
 from unmask.engine.runner import Job
 from unmask.errors import UsageError
 from unmask.layout import Layout, Segment
-from unmask.model import packed
+from unmask.model.cache import Cache
+from unmask.model.denoiser import Denoiser
+from unmask.model.packed import Packed, Part
 from unmask.model.transformer import Transformer
 from unmask.rng import Stream
 
@@ -109,10 +112,19 @@ def _key_noise_by_request(patch: pytest.MonkeyPatch) -> None:
 
 
 def _change_segments(patch: pytest.MonkeyPatch, change: Callable[[Segment], Segment]) -> None:
-    def wrong(*arguments: Any, **rest: Any) -> Segment:
-        return change(Segment(*arguments, **rest))
+    """Change what the engine runs, and leave the reference loop alone."""
+    laws, append = Denoiser.laws, Packed._append
 
-    patch.setattr(packed, "Segment", wrong)
+    def wrong_append(self: Packed, segment: Segment, tokens: Sequence[int]) -> None:
+        append(self, change(segment), tokens)
+
+    def wrong_laws(self: Denoiser, parts: Sequence[Part], cache: Cache) -> tuple[Tensor, ...]:
+        with pytest.MonkeyPatch.context() as inner:
+            if isinstance(cache, PagedRows):
+                inner.setattr(Packed, "_append", wrong_append)
+            return laws(self, parts, cache)
+
+    patch.setattr(Denoiser, "laws", wrong_laws)
 
 
 def _adapt_verifications(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from unmask.decoding.canvas import Canvas
 from unmask.decoding.generation import Snapshot
 from unmask.decoding.proposal import Moment, Proposal, propose
 from unmask.decoding.request import Request
-from unmask.model.packed import run_parts
 
 
 def speculate(request: Request) -> Iterator[Snapshot]:
@@ -45,7 +44,8 @@ def _verify(request: Request, proposal: Proposal) -> Proposal | None:
     assert mask_token_id is not None  # admit
     request.count()
     part = proposal.part(0, first, request.decided[first:], mask_token_id)
-    settled = proposal.settle(run_parts(request.denoiser, [part], cache), _moment(request))
+    (logits,) = request.denoiser.laws([part], cache)
+    settled = proposal.settle(logits, _moment(request))
     cache.lengths[0] = start + settled.num_stored  # the rest of the trunk was rejected
     request.accepted_lengths.append(len(settled.accepted))
     request.write([*settled.accepted, settled.next_token], settled.logits)

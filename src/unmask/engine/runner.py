@@ -23,7 +23,7 @@ from unmask.engine.request import Kind, Request
 from unmask.engine.scheduler import Share
 from unmask.errors import FailureError
 from unmask.model.denoiser import Denoiser
-from unmask.model.packed import Part, run_parts
+from unmask.model.packed import Part
 from unmask.rng import Stream
 
 
@@ -99,8 +99,12 @@ class _Outcome:
 
     @property
     def drawn(self) -> Tensor:
-        """The logits that a step or a draft draws one token from each; before a draft's stands a verifier's."""
-        return self.logits[1:] if self.kind == "draft" else self.logits
+        """The logits that a step or a draft draws one token from each.
+
+        A draft's first law is the verifier's, before the canvas's, of which under a logit shift it is the first.
+        """
+        is_beside = self.kind == "draft" and not self.job.request.looks_back
+        return self.logits[1:] if is_beside else self.logits
 
     @property
     def is_of_tree(self) -> bool:
@@ -130,7 +134,7 @@ class Runner:
             [request.table for request in requests], [request.num_stored for request in requests]
         )
         parts = [self._part(share, jobs[share.request.number], row) for row, share in enumerate(shares)]
-        logits = torch.split(run_parts(self.denoiser, parts, rows), [part.num_wanted for part in parts])
+        logits = self.denoiser.laws(parts, rows)
         outcomes = []
         for share, piece in zip(shares, logits, strict=True):
             request = share.request
@@ -308,7 +312,7 @@ def _speculate(outcome: _Outcome) -> Verdict | None:
     verdict: Verdict | None = None
     if outcome.kind == "draft":
         request.propose(())
-        offered, next_logits = outcome.logits[1:], outcome.logits[0]
+        offered, next_logits = outcome.drawn, outcome.logits[0]
     else:
         assert job.tree is not None  # a draft came before
         tree, settled = job.tree, job.tree.settle(outcome.logits, job.moment(step))

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from unmask.diffusion.gaussian import Informed
 from unmask.diffusion.process import Process
-from unmask.layout import Layout, Segment, causal_layout
+from unmask.layout import Layout, Segment
 from unmask.model.adapter import Adapter
-from unmask.model.cache import KVCache
+from unmask.model.cache import Cache, KVCache
 from unmask.model.conditioning import Conditioning
 from unmask.model.continuous import TokenVectors
+from unmask.model.packed import Packed, Part
 from unmask.model.transformer import Transformer
 
 
@@ -146,6 +147,23 @@ class Denoiser:
         return logits
 
     @torch.inference_mode()
+    def laws(self, parts: Sequence[Part], cache: Cache) -> tuple[Tensor, ...]:
+        """Run all parts in one forward; return for each the laws that it asks for: (M, V) float32 logits."""
+        packed = Packed(int(self.logit_shift), self.mask_token_id)
+        for part in parts:
+            packed.add(part)
+        device = self.transformer.device
+        tokens = torch.tensor(packed.tokens, device=device)
+        inputs = self.embed(tokens)
+        for canvas in packed.canvases if self.conditioning is not None else ():
+            noisy = tokens[canvas.span]
+            time = torch.as_tensor(canvas.time, device=device).expand(canvas.length)[: len(noisy)]
+            belief = None if canvas.belief is None else canvas.belief[: len(noisy)].to(device)
+            inputs[canvas.span] = self.embed_noisy(noisy, time, belief)
+        hidden = self.transformer(inputs, Layout(packed.segments), cache, self.adapter)
+        wanted = torch.tensor(packed.wanted, dtype=torch.int64, device=device)
+        return torch.split(self.head(hidden[wanted]), packed.counts)
+
     def causal(
         self, tokens: Tensor, start: int, cache: KVCache, *, row: int = 0, num_heads: int = 1
     ) -> Tensor:
@@ -153,11 +171,9 @@ class Denoiser:
 
         Returns the laws after each of the last `num_heads` tokens: (num_heads, V) float32 logits.
         """
-        layout = causal_layout(len(tokens), start=start, row=row)
-        hidden = self.transformer(tokens.to(self.transformer.device), layout, cache)
-        return self.head(hidden[len(tokens) - num_heads :])
+        (logits,) = self.laws([Part(row, start, tokens.tolist(), num_laws=num_heads)], cache)
+        return logits
 
-    @torch.inference_mode()
     def draft(
         self,
         pending: Sequence[int],
@@ -175,25 +191,17 @@ class Denoiser:
         and values are stored, the canvas leaves no trace. `time` (broadcasts to (B,)) and `belief` (B, K) are for the
         ports of a denoiser that has them.
         """
-        part, num_pending = self._run_part(canvas), len(pending)
-        segments = [Segment(start, num_pending, store=True, row=row)]
-        device = self.transformer.device
-        inputs = self.embed(torch.tensor(pending, device=device))
-        if len(part):
-            segments.append(
-                Segment(
-                    start + num_pending, len(part), parent=0, offset=num_pending, causal=False, adapter=True
-                )
-            )
-            times = torch.zeros(()) if time is None else time
-            noisy = self.embed_noisy(
-                part.to(device),
-                times.to(device).expand(canvas.shape)[: len(part)],
-                None if belief is None else belief[: len(part)].to(device),
-            )
-            inputs = torch.cat([inputs, noisy])
-        hidden = self.transformer(inputs, Layout(segments), cache, self.adapter)
-        logits = self.head(hidden[num_pending - 1 :])
+        part = Part(
+            row,
+            start,
+            pending,
+            num_laws=1,
+            canvas=canvas.tolist(),
+            places=range(len(canvas)),
+            time=0.0 if time is None else time,
+            belief=belief,
+        )
+        (logits,) = self.laws([part], cache)
         return Draft(logits[0], logits if self.logit_shift else logits[1:])
 
     def draft_after(

@@ -1,14 +1,11 @@
-"""One forward for many requests: each continues its own cache row with decided tokens, a canvas, or both."""
+"""What one forward runs for many requests: each continues its own cache row with decided tokens, a canvas, or both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from unmask.layout import Layout, Segment
-from unmask.model.cache import Cache
-from unmask.model.denoiser import Denoiser
+from unmask.layout import Segment
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class Part:
 
     `store`: the tokens' keys and values are kept (those of a canvas never are). `num_laws`: so many of the last tokens
     are asked for the law after them. `canvas`: the mask token where open; its tokens run with the adapter. `places`:
-    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas. `time` and
+    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas; the law at its
+    first place is the one after that token, and comes once if both are asked for. `time` (broadcasts to (B,)) and
     `belief` (B, K) of the canvas are for the ports of a denoiser that has them. `branches`: what else grows from the
     tokens, a parent before its children; canvases among them are all open.
     """
@@ -43,74 +41,83 @@ class Part:
     num_laws: int = 0
     canvas: Sequence[int] = ()
     places: Sequence[int] = ()
-    time: float = 1.0
+    time: float | Tensor = 1.0
     belief: Tensor | None = None
     branches: Sequence[Branch] = ()
 
-    @property
-    def num_wanted(self) -> int:
-        beside = sum(
-            len(branch.tokens if branch.places is None else branch.places) for branch in self.branches
-        )
-        return self.num_laws + len(self.places) + beside
+
+@dataclass(frozen=True)
+class PackedCanvas:
+    """A canvas among packed tokens: where it lies, how many places it has, and what its ports are told."""
+
+    span: slice
+    length: int
+    time: float | Tensor
+    belief: Tensor | None
 
 
-@torch.inference_mode()
-def run_parts(denoiser: Denoiser, parts: Sequence[Part], cache: Cache) -> Tensor:
-    """Run all parts in one forward; return the laws they ask for: (M, V) float32 logits.
+@dataclass
+class Packed:
+    """Parts side by side: packed tokens and their segments, the canvases among them, and whose states are asked for.
 
-    Part by part, and in each the laws of its tokens, its canvas, its branches.
+    `counts`: how many states each part asks for: of its tokens, its canvas, its branches. `shift`: how many places
+    before itself a canvas place is predicted from.
     """
-    segments: list[Segment] = []
-    tokens: list[int] = []
-    wanted: list[int] = []
-    canvases: list[tuple[float, Tensor | None, slice]] = []
-    shift = int(denoiser.logit_shift)
-    for part in parts:
-        num_tokens, begin = len(part.tokens), len(tokens)
-        canvas = _run_part(denoiser, part.canvas)
-        root = len(segments)
+
+    shift: int
+    mask_token_id: int | None
+    segments: list[Segment] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    canvases: list[PackedCanvas] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        """Pack a part."""
+        num_wanted, root, num_tokens = len(self.wanted), len(self.segments), len(part.tokens)
         if num_tokens:
-            segments.append(Segment(part.start, num_tokens, store=part.store, row=part.row))
-        if canvas:
-            start = part.start + num_tokens
-            row = None if num_tokens else part.row
-            parent, offset = (root, num_tokens) if num_tokens else (None, None)
-            segments.append(Segment(start, len(canvas), parent, offset, causal=False, adapter=True, row=row))
-            span = slice(len(tokens) + num_tokens, len(tokens) + num_tokens + len(canvas))
-            canvases.append((part.time, part.belief, span))
-        tokens += [*part.tokens, *canvas]
-        wanted += range(begin + num_tokens - part.num_laws, begin + num_tokens)
-        wanted += [begin + num_tokens + place - shift for place in part.places]
-        places = [root]
+            self._append(Segment(part.start, num_tokens, store=part.store, row=part.row), part.tokens)
+            end = len(self.tokens)
+            self.wanted += range(end - part.num_laws, end)
+        if part.canvas:
+            parent, offset, row = (root, num_tokens, None) if num_tokens else (None, None, part.row)
+            segment = Segment(part.start + num_tokens, 1, parent, offset, row=row)
+            is_known = bool(self.shift and part.num_laws)
+            places = [place for place in part.places if place or not is_known]
+            self._append_canvas(segment, part.canvas, places, part.time, part.belief)
+        numbers = [root]
         for branch in part.branches:
-            parent = places[0 if branch.parent is None else branch.parent + 1]
-            is_canvas, begin = branch.places is not None, len(tokens)
-            run = _run_part(denoiser, branch.tokens) if is_canvas else list(branch.tokens)
-            places.append(len(segments))
-            start = segments[parent].start + branch.offset
-            segments.append(
-                Segment(start, len(run), parent, branch.offset, causal=not is_canvas, adapter=is_canvas)
-            )
-            tokens += run
-            if branch.places is None:
-                wanted += range(begin, begin + len(run))
+            parent = numbers[0 if branch.parent is None else branch.parent + 1]
+            start = self.segments[parent].start + branch.offset
+            numbers.append(len(self.segments))
+            segment, begin = Segment(start, len(branch.tokens), parent, branch.offset), len(self.tokens)
+            if branch.places is not None:
+                self._append_canvas(segment, branch.tokens, branch.places)
             else:
-                wanted += [begin + place - shift for place in branch.places]
-                canvases.append((1.0, None, slice(begin, begin + len(run))))
-    device = denoiser.transformer.device
-    packed = torch.tensor(tokens, device=device)
-    inputs = denoiser.embed(packed)
-    if denoiser.conditioning is not None:
-        for share, belief, span in canvases:
-            noisy = packed[span]
-            time = torch.tensor(share, device=device).expand(noisy.shape)
-            inputs[span] = denoiser.embed_noisy(noisy, time, None if belief is None else belief[: len(noisy)])
-    hidden = denoiser.transformer(inputs, Layout(segments), cache, denoiser.adapter)
-    return denoiser.head(hidden[torch.tensor(wanted, dtype=torch.int64, device=device)])
+                self._append(segment, branch.tokens)
+                self.wanted += range(begin, len(self.tokens))
+        self.counts.append(len(self.wanted) - num_wanted)
 
+    def _append_canvas(
+        self,
+        segment: Segment,
+        canvas: Sequence[int],
+        places: Sequence[int],
+        time: float | Tensor = 1.0,
+        belief: Tensor | None = None,
+    ) -> None:
+        """Pack a canvas where a segment says.
 
-def _run_part(denoiser: Denoiser, canvas: Sequence[int]) -> list[int]:
-    """Drop a last open position that, under a shift, predicts beyond the canvas and tells the others nothing."""
-    is_idle = denoiser.logit_shift and bool(canvas) and canvas[-1] == denoiser.mask_token_id
-    return list(canvas[:-1] if is_idle else canvas)
+        A last open position that, under a shift, predicts beyond the canvas and tells the others nothing does not run.
+        """
+        begin = len(self.tokens)
+        run = canvas[:-1] if self.shift and canvas[-1] == self.mask_token_id else canvas
+        self.wanted += [begin + place - self.shift for place in places]
+        if run:
+            self._append(replace(segment, length=len(run), causal=False, adapter=True), run)
+            span = slice(begin, len(self.tokens))
+            self.canvases.append(PackedCanvas(span, len(canvas), time, belief))
+
+    def _append(self, segment: Segment, tokens: Sequence[int]) -> None:
+        self.segments.append(segment)
+        self.tokens += tokens
