@@ -30,9 +30,9 @@ from unmask.evaluation.judgement import (
     PROMPTS_FILE,
     TEXT_FILE,
     Judgement,
-    JudgementConfig,
     judge,
 )
+from unmask.evaluation.judgement_config import JudgementConfig
 from unmask.evaluation.ledger import Observer, StageProgress
 from unmask.evaluation.prompts import all_prompts, first_prompts, kinds
 from unmask.model.checkpoint import save_checkpoint

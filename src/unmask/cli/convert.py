@@ -148,7 +148,7 @@ def convert(
     judgement = None
     if judge_prompts:
         from unmask.cli.judge import run_judgement
-        from unmask.evaluation.judgement import JudgementConfig
+        from unmask.evaluation.judgement_config import JudgementConfig
 
         asked = JudgementConfig(str(result), num_prompts=judge_prompts, device=device)
         judgement = run_judgement(asked, out / "judgement", offline=offline, show=not json)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from unmask.decoding.generation import Generation
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.options import Options
-    from unmask.evaluation.judgement import Judgement, JudgementConfig
+    from unmask.evaluation.judgement import Judgement
+    from unmask.evaluation.judgement_config import JudgementConfig
     from unmask.model.checkpoint import Precision
     from unmask.model.quantize import Quantisation
 
@@ -108,7 +109,7 @@ def judge(
     """
     block_lengths = read_numbers(blocks, "--blocks", int)
     cuts = read_numbers(thresholds, "--thresholds", float)
-    from unmask.evaluation.judgement import JudgementConfig
+    from unmask.evaluation.judgement_config import JudgementConfig
 
     config = JudgementConfig(
         model=model,

@@ -19,11 +19,11 @@ from unmask.evaluation.held_out import (
     windows_of_file,
     windows_of_texts,
 )
+from unmask.evaluation.judgement_config import JudgementConfig
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.prompts import first_prompts, kinds
 from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.trials import (
-    AR,
     PromptRecord,
     Setting,
     SettingScores,
@@ -32,8 +32,7 @@ from unmask.evaluation.trials import (
     run_prompt,
     run_prompts,
 )
-from unmask.model.checkpoint import NO_ADAPTER, Precision
-from unmask.model.quantize import Quantisation
+from unmask.model.checkpoint import NO_ADAPTER
 from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
@@ -43,61 +42,6 @@ TEXT_FILE = "text.jsonl"
 
 OWN_TEXT = "the prompts"
 """The held-out text where none is given: the prompts themselves, which nobody trained on."""
-
-
-@dataclass(frozen=True)
-class JudgementConfig:
-    """All that decides a judgement; raises UsageError naming what is wrong.
-
-    `model` may be the folder of a run. `base`: what it was before, unless its card says so. `against`: an adapter
-    folder, or "untrained", for the model to be compared with. `num_prompts`: of each kind; the first `num_timed` of
-    each run alone, and only the first `num_diffusion` in mode diffusion. `text_tokens`: taken from each of `texts`.
-    `thresholds`: of mode diffusion, at the model's own block length.
-    """
-
-    model: str
-    adapter: str | None = None
-    base: str | None = None
-    against: str | None = None
-    num_prompts: int = 5
-    num_timed: int = 2
-    num_diffusion: int = 10
-    max_tokens: int = 48
-    block_lengths: tuple[int, ...] = (8, 16)
-    thresholds: tuple[float, ...] = (0.9, 0.7, 0.5)
-    texts: tuple[str, ...] = ()
-    text_tokens: int = 8192
-    seed: int = 0
-    dtype: Precision = "float32"
-    device: str = "cpu"
-    quantize: Quantisation | None = None
-
-    def __post_init__(self) -> None:
-        first_prompts(self.num_prompts)
-        if not self.block_lengths or min(self.block_lengths) < 1:
-            raise UsageError(f"block_lengths={self.block_lengths}: give one or more, each at least 1")
-        if self.max_tokens < max(self.block_lengths) + 2:
-            raise UsageError(
-                f"max_tokens={self.max_tokens} leaves no room for a block of {max(self.block_lengths)}",
-                f"give at least {max(self.block_lengths) + 2}",
-            )
-        if not all(0 <= threshold <= 1 for threshold in self.thresholds):
-            raise UsageError(f"thresholds={self.thresholds} must lie in [0, 1]")
-        for name, least in (("num_timed", 0), ("num_diffusion", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least {least}")
-        if self.text_tokens < 32:
-            raise UsageError(f"text_tokens={self.text_tokens} must be at least 32")
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """Every way in which prompts are decoded."""
-        models: tuple[Which, ...] = ("judged",) if self.against is None else ("judged", "against")
-        return (
-            AR,
-            *(Setting("speculative", model, block) for block in self.block_lengths for model in models),
-            *(Setting("diffusion", threshold=threshold) for threshold in self.thresholds),
-        )
 
 
 @dataclass(frozen=True)
