@@ -43,6 +43,7 @@ docs: $(VENV)/installed-test
 	$(BIN)/python docs/make_config_page.py
 	$(BIN)/python docs/make_published_page.py
 	$(BIN)/python docs/make_serving_page.py
+	$(BIN)/python docs/make_zero_shot_tables.py
 
 # Stamps, for the package alone and with each extra of pyproject.toml: a second run installs nothing, a changed
 # manifest installs again. The constraints go through the environment because they must bind the build's own tools too.
