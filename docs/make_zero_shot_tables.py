@@ -34,7 +34,7 @@ def section(runs: Mapping[str, Run]) -> str:
     if scored:
         parts.append(
             "### Zero-shot: choices by their likelihood\n\n"
-            "No rule and no threshold enters a likelihood, so there is one column for both modes of the autoregressive\n"
+            "No rule or threshold enters a likelihood, so there is one column for both modes of the autoregressive\n"
             "law, and one for the diffusion bound, which lies below the log-likelihood. LAMBADA asks whether the last\n"
             "word is the likeliest, of which a bound says nothing.\n\n"
             f"{table(scored)}"
