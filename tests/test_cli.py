@@ -148,6 +148,15 @@ def test_a_message_ends_up_as_text_and_not_as_tokens(unmask_command: Command, ti
     assert ids.count(START) == 2  # the user's turn and the assistant's, by the template
 
 
+def test_chat_keeps_to_a_constraint_and_verifies_trees(unmask_command: Command, tiny_model: Path) -> None:
+    arguments = ["--json", "--max-tokens", "9", "--regex", "[xyz]{4}", "--tree-size", "6", "--predrafts", "1"]
+    done = unmask_command("chat", tiny_model, *arguments, stdin=b"one\n")
+    assert done.status == 0, done.err
+    text = json.loads(done.out)["text"]
+    assert len(text) == 4
+    assert set(text) <= set("xyz")
+
+
 def test_chat_remembers(unmask_command: Command, tiny_model: Path) -> None:
     lines = b"one\ntwo\n\n/reset\none\n/exit\nnever\n"
     done = unmask_command("chat", tiny_model, "--json", "--max-tokens", "5", stdin=lines)

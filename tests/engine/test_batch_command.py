@@ -30,6 +30,31 @@ def read(path: Path) -> dict[int, dict[str, Any]]:
     return {record["line"]: record for record in map(json.loads, path.read_text("utf-8").splitlines())}
 
 
+def test_every_line_can_have_a_constraint_of_its_own(
+    unmask_command: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    lines: list[dict[str, Any]] = [
+        {"prompt": "one"},
+        {"prompt": "two", "json_schema": {**schema, "additionalProperties": False}},
+        {"prompt": "three", "grammar": 'start: "yes" | "no"'},
+        {"prompt": "four", "mode": "speculative", "tree_size": 6},
+    ]
+    file = write(tmp_path / "requests.jsonl", lines)
+    done = unmask_command("batch", file, tiny_model, "--regex", "[ab]{3}", "--max-tokens", "40")
+    assert done.status == 0, done.err
+    texts = [answer["text"] for _, answer in sorted(read(file.with_suffix(".answers.jsonl")).items())]
+    assert len(texts[0]) == 3
+    assert set(texts[0]) <= set("ab")
+    assert json.loads(texts[1])["a"] in (1, 2)
+    assert texts[2] in ("yes", "no")
+    assert len(texts[3]) == 3
+
+    write(file, [{"prompt": "one", "regex": "a", "grammar": "start: /b/"}])
+    done = unmask_command("batch", file, tiny_model, "--out", tmp_path / "new.jsonl")
+    assert "line 1: regex and grammar were given" in done.err
+
+
 def test_answers_are_those_of_generate(unmask_command: Command, tiny_model: Path, requests: Path) -> None:
     done = unmask_command("batch", requests, tiny_model, "--max-tokens", "6", "--json")
     assert done.status == 0, done.err

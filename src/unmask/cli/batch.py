@@ -18,8 +18,10 @@ from unmask.cli.arguments import (
     DeviceOption,
     DtypeOption,
     FrequencyPenaltyOption,
+    GrammarOption,
     IgnoreStopTokensFlag,
     JsonFlag,
+    JsonSchemaOption,
     LogitBiasOption,
     MaxRequestsOption,
     MaxTokensOption,
@@ -31,6 +33,7 @@ from unmask.cli.arguments import (
     OptionalModel,
     PresencePenaltyOption,
     QuantizeOption,
+    RegexOption,
     RuleOption,
     SeedOption,
     StopOption,
@@ -43,9 +46,10 @@ from unmask.cli.arguments import (
     TreeSizeOption,
 )
 from unmask.cli.output import print_json, print_line
-from unmask.cli.request import decoding_options, opening
+from unmask.cli.request import decoding_options, opening, read_constraint
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import calibrate, open_engine, open_model
+from unmask.decoding.mode import ENGINE_MODES
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +98,7 @@ def batch(
         typer.Argument(
             metavar="FILE",
             help="One JSON object a line with a prompt or messages, and what is to be different from the options "
-            "below (mode, rule, max_tokens, ...); an id is passed through.",
+            "below (mode, rule, max_tokens, json_schema, ...); an id is passed through.",
         ),
     ],
     model: OptionalModel = DEFAULT_MODEL,
@@ -129,6 +133,9 @@ def batch(
     presence_penalty: PresencePenaltyOption = 0.0,
     frequency_penalty: FrequencyPenaltyOption = 0.0,
     logprobs: NumLogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     seed: SeedOption = 0,
     stop: StopOption = None,
     stop_token: StopTokenOption = None,
@@ -172,6 +179,7 @@ def batch(
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
         "logprobs": logprobs,
+        "constraint": read_constraint(json_schema, regex, grammar),
         "seed": seed,
         "stop": stop,
         "stop_token": stop_token,
@@ -218,7 +226,7 @@ def _request(
     origin: str,
 ) -> _Request:
     settings = entry.over(defaults)
-    options = model.resolve(decoding_options(**settings))
+    options = model.resolve(decoding_options(**settings, modes=ENGINE_MODES))
     if entry.messages is not None:
         if system is not None:
             raise UsageError("messages beside --system", "write the system message into the messages")

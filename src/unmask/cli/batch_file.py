@@ -4,15 +4,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unmask.errors import FailureError, UsageError
 
+if TYPE_CHECKING:
+    from unmask.decoding.constraint import Constraint, ConstraintKind
+
+
+_CONSTRAINTS = {"json_schema", "regex", "grammar"}
+
 
 class Settings(BaseModel):
-    """Decoding options under the names of the command line; `None` means not given."""
+    """Decoding options under the names of the command line; `None` means not given.
+
+    A constraint is given as it is, not as a file.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -31,6 +40,9 @@ class Settings(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logprobs: int | None = None
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
     seed: int | None = None
     stop: list[str] | None = None
     stop_token: list[int] | None = None
@@ -40,15 +52,32 @@ class Settings(BaseModel):
         """Return the defaults with what is given here in their place.
 
         A line that sets a mode of its own does not inherit what belongs to the mode: rule, block length, steps,
-        tree, pre-drafts, log-probabilities. Nor does one that gives stop tokens inherit others.
+        tree, pre-drafts, log-probabilities. Nor does one that gives stop tokens, or a constraint, inherit others.
         """
-        given = self.model_dump(include=set(Settings.model_fields), exclude_none=True)
+        names = set(Settings.model_fields) - _CONSTRAINTS
+        given = self.model_dump(include=names, exclude_none=True)
+        if (constraint := self._constraint()) is not None:
+            given["constraint"] = constraint
         dropped: set[str] = set()
         if given.get("mode", defaults["mode"]) != defaults["mode"]:
             dropped |= {"rule", "block_length", "num_steps", "tree_size", "num_predrafts", "logprobs"}
         if given.keys() & {"stop_token", "ignore_stop_tokens"}:
             dropped |= {"stop_token", "ignore_stop_tokens"}
         return {name: value for name, value in defaults.items() if name not in dropped} | given
+
+    def _constraint(self) -> "Constraint | None":
+        from unmask.decoding.constraint import Constraint
+
+        texts: dict[ConstraintKind, str | None] = {
+            "json_schema": None if self.json_schema is None else json.dumps(self.json_schema),
+            "regex": self.regex,
+            "grammar": self.grammar,
+        }
+        given = [Constraint(kind, text) for kind, text in texts.items() if text is not None]
+        if len(given) > 1:
+            names = " and ".join(constraint.kind for constraint in given)
+            raise UsageError(f"{names} were given", "a text can have one constraint; choose")
+        return given[0] if given else None
 
 
 class Message(BaseModel):

@@ -16,16 +16,20 @@ from unmask.cli.arguments import (
     DeviceOption,
     DtypeOption,
     FrequencyPenaltyOption,
+    GrammarOption,
     IgnoreStopTokensFlag,
+    JsonSchemaOption,
     LogitBiasOption,
     MaxTokensOption,
     MinPOption,
     ModeOption,
+    NumPredraftsOption,
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
     PresencePenaltyOption,
     QuantizeOption,
+    RegexOption,
     RuleOption,
     SamplerOption,
     SeedOption,
@@ -35,11 +39,12 @@ from unmask.cli.arguments import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TreeSizeOption,
     WatchFlag,
 )
 from unmask.cli.failure import Failure
 from unmask.cli.output import print_line, print_note, write_text
-from unmask.cli.request import decoding_options, opening
+from unmask.cli.request import decoding_options, opening, read_constraint
 from unmask.cli.session import open_model, settle_threads
 from unmask.cli.view import open_view, play, print_summary
 from unmask.errors import UsageError
@@ -61,6 +66,8 @@ def chat(
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
+    tree_size: TreeSizeOption = None,
+    num_predrafts: NumPredraftsOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -69,6 +76,9 @@ def chat(
     logit_bias: LogitBiasOption = None,
     presence_penalty: PresencePenaltyOption = 0.0,
     frequency_penalty: FrequencyPenaltyOption = 0.0,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     seed: SeedOption = 0,
     stop: StopOption = None,
     stop_token: StopTokenOption = None,
@@ -94,6 +104,8 @@ def chat(
         sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
+        tree_size=tree_size,
+        num_predrafts=num_predrafts,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -102,6 +114,7 @@ def chat(
         logit_bias=logit_bias,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
+        constraint=read_constraint(json_schema, regex, grammar),
         seed=seed,
         stop=stop,
         stop_token=stop_token,

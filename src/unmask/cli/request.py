@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unmask.decoding.mode import MODES, Mode
 from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
@@ -34,17 +35,17 @@ def decoding_options(
     stop: list[str] | None = None,
     stop_token: list[int] | None = None,
     ignore_stop_tokens: bool = False,
+    modes: tuple[Mode, ...] = MODES,
 ) -> "Options":
-    """Return checked options; UsageError names what is unknown or does not go with the mode."""
-    from unmask.decoding.mode import ENGINE_MODES
+    """Return checked options; UsageError names what is unknown or does not go with the mode, one of `modes`."""
     from unmask.decoding.options import Options
     from unmask.decoding.rules import RULES
     from unmask.decoding.samplers import parse_sampler
     from unmask.registry import unknown_name
 
-    known = next((name for name in ENGINE_MODES if name == mode), None)
+    known = next((name for name in modes if name == mode), None)
     if known is None:
-        raise unknown_name("mode", mode, ENGINE_MODES)
+        raise unknown_name("mode", mode, modes)
     if stop_token and ignore_stop_tokens:
         raise UsageError("--stop-token and --ignore-stop-tokens contradict each other", "give one of them")
     stop_token_ids = () if ignore_stop_tokens else tuple(stop_token) if stop_token else None
