@@ -1,6 +1,7 @@
 """Text becomes shards that hold exactly it; broken shards are named."""
 
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,14 @@ def test_jsonl_parquet_and_folders_are_read(tmp_path: Path) -> None:
     assert list(read_corpus(str(folder), "body")) == texts
     shards = make(tmp_path / "shards", folder / "b.parquet", column="body")
     assert sorted(texts_of(shards, shards.train) + texts_of(shards, shards.held_out)) == sorted(texts)
+
+
+def test_a_folder_of_text_files_is_read_like_the_files(tmp_path: Path) -> None:
+    (tmp_path / "books" / "more").mkdir(parents=True)
+    (tmp_path / "books" / "a.txt").write_text("one\n<|doc|>\ntwo\nlines\n")
+    with lzma.open(tmp_path / "books" / "more" / "b.txt.xz", "wt") as file:
+        file.write("three\n")
+    assert list(read_corpus(str(tmp_path / "books"))) == ["one\n", "two\nlines\n", "three\n"]
 
 
 def test_conversations_are_written_in_the_tokenizers_template(tmp_path: Path) -> None:

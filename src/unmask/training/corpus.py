@@ -27,6 +27,10 @@ def read_corpus(source: str, column: str | None = None) -> Iterator[Record]:
             raise UsageError(f"{source} is plain text and has no column {column!r}", "leave out --column")
         yield from (text for text in read_texts(Path(source)) if text.strip())
         return
+    if files := _text_files(Path(source)):
+        for file in files:
+            yield from read_corpus(str(file), column)
+        return
     for row in _rows(source):
         record = _record(row, column, source)
         if record:
@@ -45,6 +49,12 @@ def is_remote(source: str) -> bool:
     """Say whether a source names a dataset of the hub: no file or folder, and of the form ``org/name``."""
     path = Path(source)
     return not path.exists() and not path.suffix and not path.is_absolute() and len(path.parts) == 2
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that holds plain text alone, at any depth; nothing for any other place."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    return files if all(path.name.endswith(_TEXT_ENDINGS) for path in files) else []
 
 
 def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
