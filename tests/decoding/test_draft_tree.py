@@ -105,7 +105,8 @@ class World:
     def offer(self, size: int) -> Offer:
         next_logits = self.verifier[()] if self.is_exact else None
         law = TextLaw(self.options, [0])
-        return offer_of(self.canvas, self.options, law, next_logits=next_logits, most=size)
+        canvas = self.canvas if next_logits is None else torch.cat([next_logits[None], self.canvas[1:]])
+        return offer_of(canvas, self.options, law, is_exact=next_logits is not None, most=size)
 
     def cycle(self, fate: Fate, size: int, *, branches: bool = True) -> tuple[int, ...]:
         """Return what one cycle of drafting and verification writes."""

@@ -151,7 +151,7 @@ def test_exact_law_on_a_tiny_transformer(
     model = make_denoiser(vocab_size=vocab_size, logit_shift=logit_shift, num_layers=1, sharpness=2.0)
     cache, seed = model.new_cache(8), 2
     draft = model.draft([seed], torch.full((length,), vocab_size), 0, cache)
-    text_law = TextLaw.of(options, [seed], letter_tokenizer())
+    text_law, proposed = TextLaw.of(options, [seed], letter_tokenizer()), draft.proposed(length)
     logits: dict[tuple[int, ...], Tensor] = {(): draft.next_logits}
     for prefix in (p for n in range(1, length + 1) for p in itertools.product(range(vocab_size), repeat=n)):
         logits[prefix] = model.causal(torch.tensor(prefix), 1, cache, num_heads=1)[0]
@@ -167,7 +167,7 @@ def test_exact_law_on_a_tiny_transformer(
 
     @functools.cache
     def offer(prefix: tuple[int, ...]) -> Tensor:
-        return law_after(list(draft.logits[: len(prefix) + 1]), prefix)
+        return law_after(list(proposed[: len(prefix) + 1]), prefix)
 
     def autoregressive(prefix: tuple[int, ...]) -> Tensor:
         if options.constraint and 0 in prefix:  # behind the end, where anything goes
@@ -183,12 +183,12 @@ def test_exact_law_on_a_tiny_transformer(
 
     reference = model.causal(torch.tensor([seed]), 0, model.new_cache(8), num_heads=1)
     torch.testing.assert_close(draft.next_logits, reference[0], atol=1e-5, rtol=1e-5)
-    if logit_shift:  # the first draft comes from the verifier's own law, and is always accepted
-        assert torch.equal(offer(()), verifier(()))
+    # The first draft comes from the verifier's own law, and is always accepted.
+    assert torch.equal(offer(()), verifier(()))
     cycle = cycle_law(offer, verifier, vocab_size, length)
     found = completed(cycle, verifier, vocab_size, length + 1)
     assert largest_gap(found, sequence_law(autoregressive, vocab_size, length + 1)) < 1e-6
-    drawn, laws = text_law.draw(draft.logits[:length], torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64))
+    drawn, laws = text_law.draw(proposed, torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64))
     tokens = tuple(drawn.tolist())
     assert all(torch.equal(laws[place], offer(tokens[:place])) for place in range(length))
 

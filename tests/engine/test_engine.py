@@ -234,7 +234,7 @@ def test_a_step_is_one_forward_for_all_modes_and_the_head_runs_where_it_must(
         engine.step()
     assert seen == [
         (3 * 4 + 8, 3),  # three ends of prefills, and a chunk
-        (1 + (1 + 4) + (1 + 4) + 9, 1 + 4 + (1 + 4)),  # step, denoise, draft; a chunk
+        (1 + (1 + 4) + (1 + 4) + 9, 1 + 4 + 4),  # step, denoise, a draft that begins by the AR law; a chunk
         (1 + 4 + 4 + 3, 1 + 2 + 4 + 1),  # step, denoise with two places open, verify; the end of a prefill
     ]
 

@@ -93,8 +93,7 @@ def test_parts_of_all_kinds_in_one_forward_have_the_laws_of_each_alone(kind: int
         Part(4, 2, TOKENS[2:3], num_laws=1, canvas=canvas, places=[0, 1, 2, 3]),  # a draft
     ]
     laws = denoiser.laws(parts, cache.rows(tables, stored))
-    last = 4 + int(not denoiser.logit_shift)  # a shift's first place is the law after the seed
-    assert [len(part) for part in laws] == [1, 0, 3, 2, last]
+    assert [len(part) for part in laws] == [1, 0, 3, 2, 5]
 
     wanted = []
     for part, length in zip(parts, stored, strict=True):
@@ -104,9 +103,7 @@ def test_parts_of_all_kinds_in_one_forward_have_the_laws_of_each_alone(kind: int
         if part.canvas:
             noisy, time = torch.tensor(part.canvas), torch.tensor(part.time)
             draft = denoiser.draft(part.tokens, noisy, part.start, alone, time=time, belief=part.belief)
-            if part.num_laws and not denoiser.logit_shift:
-                wanted.append(draft.next_logits[None])
-            wanted.append(draft.logits[list(part.places)])
+            wanted += [draft.next_logits[None]] * part.num_laws + [draft.logits[list(part.places)]]
         else:
             tokens = torch.tensor(part.tokens)
             wanted.append(denoiser.causal(tokens, part.start, alone, num_heads=part.num_laws))

@@ -240,7 +240,7 @@ def _speculative(request: Request) -> Iterator[Snapshot]:
         draft = request.draft(canvas, start)
         places = range(start, start + length + 1)
         noise = request.noise(places[:length], Stream.TOKEN)
-        drafts, draft_law = request.text_law.draw(draft.logits[:length], noise)
+        drafts, draft_law = request.text_law.draw(draft.proposed(length), noise)
         proposal = canvas.commit(canvas.open, drafts.cpu(), request.num_decode_forwards)
         yield request.snapshot("draft", proposal)
 

@@ -39,17 +39,11 @@ class Offer(Protocol):
         ...
 
 
-def offer_of(
-    logits: Tensor, options: Options, text_law: TextLaw, *, next_logits: Tensor | None, most: int
-) -> Offer:
+def offer_of(logits: Tensor, options: Options, text_law: TextLaw, *, is_exact: bool, most: int) -> Offer:
     """Return what a canvas with (L, V) logits offers, `most` candidates at a place.
 
-    `next_logits` (V,): the AR law of the first place where it is known. It takes the place of the canvas's, and its one
-    candidate is always accepted.
+    `is_exact`: the first place has the AR law, and its one candidate is always accepted.
     """
-    if next_logits is not None:
-        logits = torch.cat([next_logits[None], logits[1:]])
-    is_exact = next_logits is not None
     if options.temperature == 0:
         return RankedOffer(logits, options, text_law, is_exact=is_exact, most=most)
     return DrawnOffer(logits, text_law, is_exact=is_exact)

@@ -154,14 +154,16 @@ class Proposal:
 
 
 def propose(logits: Tensor, next_logits: Tensor | None, moment: Moment) -> Proposal:
-    """Grow a tree from what a canvas says of its places, (L, V) logits, and choose where to draft ahead.
+    """Grow a tree from what a draft proposes at its places, (L, V) logits, and choose where to draft ahead.
+
+    `next_logits` (V,): the AR law of the first place, where the draft told it; then it is the first of `logits` too.
 
     A proposal leaves room for the verifier's own token. Pre-drafts go where verification most likely stops.
     """
     options = moment.options
     branches = options.tree_size is not None
     size = options.tree_size or len(logits)
-    offer = offer_of(logits, options, moment.text_law, next_logits=next_logits, most=size)
+    offer = offer_of(logits, options, moment.text_law, is_exact=next_logits is not None, most=size)
     noise = moment.node_noise(size, Stream.TOKEN)
     tree = grow(offer, noise, depth=moment.room - 1, branches=branches)
     stops: list[tuple[float, PreDraft]] = []

@@ -33,7 +33,7 @@ def _draft(request: Request) -> Proposal:
     """Run a canvas after the decided tokens."""
     canvas = request.blank_canvas(request.transcript.room - 1)
     draft = request.draft(canvas, request.num_decided)
-    return propose(draft.logits[: len(canvas.tokens)], draft.next_logits, _moment(request))
+    return propose(draft.proposed(len(canvas.tokens)), draft.next_logits, _moment(request))
 
 
 def _verify(request: Request, proposal: Proposal) -> Proposal | None:

@@ -29,7 +29,7 @@ from unmask.rng import Stream
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a draft leaves for its verification: the law (B, V) of its tokens, and the AR logits (V,) before them."""
+    """What a draft leaves for its verification: the law (B, V) of its tokens, and the AR logits (V,) of the first."""
 
     law: Tensor
     next_logits: Tensor
@@ -96,15 +96,6 @@ class _Outcome:
     job: Job
     kind: Kind
     logits: Tensor
-
-    @property
-    def drawn(self) -> Tensor:
-        """The logits that a step or a draft draws one token from each.
-
-        A draft's first law is the verifier's, before the canvas's, of which under a logit shift it is the first.
-        """
-        is_beside = self.kind == "draft" and not self.job.request.looks_back
-        return self.logits[1:] if is_beside else self.logits
 
     @property
     def is_of_tree(self) -> bool:
@@ -197,7 +188,7 @@ class Runner:
                 canvas = request.canvas or [None] * request.num_open
                 assert mask is not None  # admit
         is_open = [token is None for token in canvas]
-        asks_all = request.kind == "denoise" and self.keeps_belief
+        places = [place for place in range(len(canvas)) if is_open[place] or self.keeps_belief]
         return Part(
             row,
             share.begin,
@@ -205,7 +196,7 @@ class Runner:
             store=share.stores,
             num_laws=0 if request.kind == "denoise" else 1,
             canvas=[mask if token is None else token for token in canvas],  # type: ignore[misc]
-            places=[place for place in range(len(canvas)) if asks_all or is_open[place]],
+            places=places if request.kind == "denoise" else places[1:],  # a draft begins by the AR law
             time=sum(is_open) / len(is_open) if is_open else 1.0,
             belief=job.belief if request.canvas else None,
         )
@@ -252,8 +243,8 @@ class Runner:
 
 def _draw(outcomes: Sequence[_Outcome], shape: Shape) -> None:
     """Draw the tokens of steps and drafts that are shaped alike, all at once."""
-    counts = [len(outcome.drawn) for outcome in outcomes]
-    law = sampling_law(torch.cat([outcome.drawn for outcome in outcomes]), shape)
+    counts = [len(outcome.logits) for outcome in outcomes]
+    law = sampling_law(torch.cat([outcome.logits for outcome in outcomes]), shape)
     keys = [
         (outcome.job.options.seed, outcome.job.request.base + place, outcome.job.request.decode_number)
         for outcome, count in zip(outcomes, counts, strict=True)
@@ -268,8 +259,8 @@ def _draw(outcomes: Sequence[_Outcome], shape: Shape) -> None:
 
 def _draw_in_turn(outcome: _Outcome) -> None:
     """Draw the tokens of a step or a draft whose laws depend on the tokens before them."""
-    noise = outcome.job.noise(len(outcome.drawn), Stream.TOKEN).to(outcome.logits.device)
-    _take(outcome, *outcome.job.text_law.draw(outcome.drawn, noise))
+    noise = outcome.job.noise(len(outcome.logits), Stream.TOKEN).to(outcome.logits.device)
+    _take(outcome, *outcome.job.text_law.draw(outcome.logits, noise))
 
 
 def _take(outcome: _Outcome, tokens: Tensor, law: Tensor) -> None:
@@ -312,7 +303,7 @@ def _speculate(outcome: _Outcome) -> Verdict | None:
     verdict: Verdict | None = None
     if outcome.kind == "draft":
         request.propose(())
-        offered, next_logits = outcome.drawn, outcome.logits[0]
+        offered, next_logits = outcome.logits, outcome.logits[0]
     else:
         assert job.tree is not None  # a draft came before
         tree, settled = job.tree, job.tree.settle(outcome.logits, job.moment(step))

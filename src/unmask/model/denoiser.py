@@ -22,11 +22,19 @@ from unmask.model.transformer import Transformer
 class Draft:
     """What one canvas forward says: the AR law after the last decided token (V,), and at each canvas place (B, V).
 
-    With a logit shift the first canvas position has exactly the AR law, for decided tokens run in the causal stream.
+    `is_exact`: the first canvas position has the AR law, as with a logit shift, for decided tokens run in the causal
+    stream.
     """
 
     next_logits: Tensor
     logits: Tensor
+    is_exact: bool = False
+
+    def proposed(self, length: int) -> Tensor:
+        """Return the laws to draft so many tokens by, (length, V); the first is the AR law, whose drafts all hold."""
+        if self.is_exact:
+            return self.logits[:length]
+        return torch.cat([self.next_logits[None], self.logits[1:length]])
 
 
 @dataclass(frozen=True)
@@ -197,12 +205,12 @@ class Denoiser:
             pending,
             num_laws=1,
             canvas=canvas.tolist(),
-            places=range(len(canvas)),
+            places=range(int(self.logit_shift), len(canvas)),
             time=0.0 if time is None else time,
             belief=belief,
         )
         (logits,) = self.laws([part], cache)
-        return Draft(logits[0], logits if self.logit_shift else logits[1:])
+        return Draft(logits[0], logits if self.logit_shift else logits[1:], is_exact=self.logit_shift)
 
     def draft_after(
         self,

@@ -28,10 +28,10 @@ class Part:
 
     `store`: the tokens' keys and values are kept (those of a canvas never are). `num_laws`: so many of the last tokens
     are asked for the law after them. `canvas`: the mask token where open; its tokens run with the adapter. `places`:
-    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas; the law at its
-    first place is the one after that token, and comes once if both are asked for. `time` (broadcasts to (B,)) and
-    `belief` (B, K) of the canvas are for the ports of a denoiser that has them. `branches`: what else grows from the
-    tokens, a parent before its children; canvases among them are all open.
+    the canvas places whose laws are asked for. A model with a logit shift needs a token before a canvas, and the law at
+    its first place is the one after that token. `time` (broadcasts to (B,)) and `belief` (B, K) of the canvas are for
+    the ports of a denoiser that has them. `branches`: what else grows from the tokens, a parent before its children;
+    canvases among them are all open.
     """
 
     row: int
@@ -82,9 +82,7 @@ class Packed:
         if part.canvas:
             parent, offset, row = (root, num_tokens, None) if num_tokens else (None, None, part.row)
             segment = Segment(part.start + num_tokens, 1, parent, offset, row=row)
-            is_known = bool(self.shift and part.num_laws)
-            places = [place for place in part.places if place or not is_known]
-            self._append_canvas(segment, part.canvas, places, part.time, part.belief)
+            self._append_canvas(segment, part.canvas, part.places, part.time, part.belief)
         numbers = [root]
         for branch in part.branches:
             parent = numbers[0 if branch.parent is None else branch.parent + 1]
