@@ -273,7 +273,7 @@ def test_a_trees_verification_is_one_forward_with_pre_drafts_beside_it(
     seen = count_forwards(monkeypatch)
     for _ in range(3):
         engine.step()
-    assert seen == [(4, 1), (1 + 4, 1 + 4), (5 + 2 * 4, 5 + 2 * 3)]
+    assert seen == [(4, 1), (1 + 4, 4), (5 + 2 * 4, 5 + 2 * 3)]
 
 
 def test_a_prompt_seen_before_costs_one_short_forward(monkeypatch: pytest.MonkeyPatch) -> None:
