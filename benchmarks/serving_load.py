@@ -155,10 +155,9 @@ async def watch_memory(pid: int, tally: Tally) -> None:
         await asyncio.sleep(1)
 
 
-async def start(model: str, cache_mib: int) -> tuple[asyncio.subprocess.Process, str]:
+async def start(model: str, *options: str) -> tuple[asyncio.subprocess.Process, str]:
     """Start a server on a free port and return it with its address."""
-    command = [sys.executable, "-m", "unmask", "serve", model, "--port", "0", "--json", "--offline"]
-    command += ["--cache-mib", str(cache_mib)]
+    command = [sys.executable, "-m", "unmask", "serve", model, "--port", "0", "--json", "--offline", *options]
     server = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert server.stderr is not None
     async for line in server.stderr:
@@ -187,7 +186,7 @@ async def crowd(
     model: str, asked: Sequence[Question], *, clients: int, minutes: float, seed: int, cache_mib: int
 ) -> dict[str, Any]:
     """Run the whole test against a server of its own, and return the report."""
-    server, url = await start(model, cache_mib)
+    server, url = await start(model, "--cache-mib", str(cache_mib))
     tally, levels, ids = Tally(), Counter[str](), set[str]()
     reading = asyncio.create_task(read_log(server, levels, ids))
     watching = asyncio.create_task(watch_memory(server.pid, tally))
