@@ -109,7 +109,7 @@ def test_the_page_holds_everything_itself(unmask_command: Command, folder: Path)
     assert parsed.loads == []
     assert [base64.b64decode(image.partition(",")[2]) for image in parsed.images] == [PNG]
     assert "unmask eval --tasks <piqa>" in parsed.text
-    assert "0.6 ± 0.03" in parsed.text
+    assert "0.600 ± 0.030" in parsed.text
     assert re.search(r"entropy\s*1\.5", parsed.text)
 
 

@@ -1,6 +1,7 @@
 """The JSON records that measuring commands write, found in folders and read as numbers by name."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,10 @@ def as_table(items: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def shown(value: Average) -> str:
-    """Return a number to four digits, with its standard error where it has one."""
-    error = "" if value.standard_error is None else f" ± {value.standard_error:.2g}"
-    return f"{value.mean:,.4g}{error}" if abs(value.mean) < 10_000 else f"{value.mean:,.0f}{error}"
+    """Return a number to four digits; with a standard error to the two digits of that, and no further than it says."""
+    error = value.standard_error
+    if not error:
+        number = f"{value.mean:,.4g}" if abs(value.mean) < 10_000 else f"{value.mean:,.0f}"
+        return number if error is None else f"{number} ± 0"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value.mean:,.{places}f} ± {error:,.{places}f}"

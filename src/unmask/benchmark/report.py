@@ -1,6 +1,7 @@
 """All records of a folder as one page that needs nothing else."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -59,7 +60,7 @@ def _section(record: Record, folder: Path) -> _Section:
             made |= {
                 f"{part}: {key}" if part in ("model", "judge") else key: value for key, value in inner.items()
             }
-    tables, single = [], []
+    tables = []
     for key, value in record.data.items():
         if (
             key != "curve"
@@ -69,11 +70,12 @@ def _section(record: Record, folder: Path) -> _Section:
         ):
             tables += _tables(key.replace("_", " "), value)
     listed = {key for key, value in record.data.items() if isinstance(value, list | str)}
-    for name, value in record.numbers().items():
-        if name.split(" / ")[0] not in listed:
-            single.append([name, shown(value)])
-    if single:
-        tables.insert(0, _Table("numbers", ["", "value"], single))
+    single = {
+        name: shown(value)
+        for name, value in record.numbers().items()
+        if (parts := name.split(" / "))[0] not in listed and not parts[-1].isdigit()
+    }
+    tables[:0] = _single(single)
     return _Section(
         str(record.path.relative_to(folder)),
         record.command,
@@ -81,6 +83,29 @@ def _section(record: Record, folder: Path) -> _Section:
         tables,
         [_inline(picture) for picture in record.pictures],
     )
+
+
+def _single(numbers: Mapping[str, str]) -> list[_Table]:
+    """Return tables of numbers by name: those whose names differ in the last part alone share a row.
+
+    Lists of numbers are left out, as in tables of items.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for name, value in numbers.items():
+        start, _, end = name.rpartition(" / ")
+        rows.setdefault(start, {})[end] = value
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    alone: list[list[str]] = []
+    for start, cells in rows.items():
+        if start and len(cells) > 1:
+            alike.setdefault(tuple(cells), []).append([start, *cells.values()])
+        else:
+            alone += ([f"{start} / {end}" if start else end, value] for end, value in cells.items())
+    tables = [_Table("numbers", ["", "value"], alone)] if alone else []
+    return [
+        *tables,
+        *(_Table(f"numbers: {', '.join(keys)}", ["", *keys], some) for keys, some in alike.items()),
+    ]
 
 
 def _tables(title: str, items: list[dict[str, Any]]) -> list[_Table]:
