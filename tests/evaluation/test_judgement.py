@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from command_line import Command
 from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
-from unmask.engine.engine import Engine
+from unmask.engine.side_by_side import side_by_side
 from unmask.errors import UsageError
 from unmask.evaluation.acceptance import Cycle, cycles_of, measure_acceptance
 from unmask.evaluation.agreement import common_prefix, measure_agreement
@@ -248,12 +247,6 @@ def without_times(judgement: Judgement) -> dict[str, object]:
         for scores in (setting["overall"], *setting["kinds"].values()):
             del scores["tokens_per_s"], scores["speed_over_ar"]
     return {name: value for name, value in fields.items() if name != "provenance"}
-
-
-def side_by_side(
-    model: LanguageModel, requests: Sequence[tuple[Sequence[int], Options]]
-) -> Sequence[Generation]:
-    return Engine(model.denoiser, model.tokenizer, num_pages=400).generate(requests)
 
 
 def test_prompts_side_by_side_give_what_they_give_alone(tiny_model: Path, text: Path, tmp_path: Path) -> None:

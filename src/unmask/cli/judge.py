@@ -28,11 +28,6 @@ from unmask.cli.session import prepare_process
 from unmask.cli.tables import drawn, print_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from unmask.decoding.generation import Generation
-    from unmask.decoding.language_model import LanguageModel
-    from unmask.decoding.options import Options
     from unmask.evaluation.judgement import Judgement
     from unmask.evaluation.judgement_config import JudgementConfig
     from unmask.model.checkpoint import Precision
@@ -139,6 +134,7 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
     with RunBar() as bar:
         bar.show("loading", 0, None, "")
         prepare_process()
+        from unmask.engine.side_by_side import side_by_side
         from unmask.evaluation.judgement import JUDGEMENT_FILE, judge
         from unmask.evaluation.pictures import draw
 
@@ -146,7 +142,7 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
             config,
             folder,
             bar.follow,
-            together=_decode_together,
+            together=side_by_side,
             offline=offline,
             progress=bar.print,
         )
@@ -155,17 +151,6 @@ def run_judgement(config: "JudgementConfig", folder: Path, *, offline: bool, sho
     if show:
         print_report(judgement_tables(judgement), [folder / JUDGEMENT_FILE, *pictures])
     return judgement
-
-
-def _decode_together(
-    model: "LanguageModel", requests: "Sequence[tuple[Sequence[int], Options]]"
-) -> "Sequence[Generation]":
-    """Decode requests in one engine, with pages enough for all that run at once."""
-    from unmask.engine.engine import DEFAULT_MAX_REQUESTS, DEFAULT_PAGE_SIZE, Engine
-
-    longest = max(len(prompt) + options.max_tokens for prompt, options in requests)
-    num_pages = DEFAULT_MAX_REQUESTS * (longest // DEFAULT_PAGE_SIZE + 2)
-    return Engine(model.denoiser, model.tokenizer, num_pages=num_pages).generate(requests)
 
 
 def _default_folder(model: str) -> Path:

@@ -23,11 +23,11 @@ from unmask.evaluation.judgement_config import JudgementConfig
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.prompts import first_prompts, kinds
 from unmask.evaluation.provenance import provenance_of
+from unmask.evaluation.together import Together
 from unmask.evaluation.trials import (
     PromptRecord,
     Setting,
     SettingScores,
-    Together,
     Which,
     run_prompt,
     run_prompts,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from unmask.errors import UsageError
 from unmask.evaluation.prompts import first_prompts
 from unmask.evaluation.trials import AR, Setting, Which
+from unmask.evaluation.ways import require_room
 from unmask.model.checkpoint import Precision
 from unmask.model.quantize import Quantisation
 
@@ -38,13 +39,7 @@ class JudgementConfig:
 
     def __post_init__(self) -> None:
         first_prompts(self.num_prompts)
-        if not self.block_lengths or min(self.block_lengths) < 1:
-            raise UsageError(f"block_lengths={self.block_lengths}: give one or more, each at least 1")
-        if self.max_tokens < max(self.block_lengths) + 2:
-            raise UsageError(
-                f"max_tokens={self.max_tokens} leaves no room for a block of {max(self.block_lengths)}",
-                f"give at least {max(self.block_lengths) + 2}",
-            )
+        require_room(self.max_tokens, self.block_lengths)
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise UsageError(f"thresholds={self.thresholds} must lie in [0, 1]")
         for name, least in (("num_timed", 0), ("num_diffusion", 1)):

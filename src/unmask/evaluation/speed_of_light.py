@@ -19,7 +19,7 @@ from unmask.evaluation.prompts import Prompt, first_prompts
 from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.serial_text import Block, SerialText, require_canvas, write_serially
 from unmask.evaluation.together import Together, in_turn
-from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, write
+from unmask.evaluation.ways import SERIAL_RULE, Way, Writing, require_room, write
 from unmask.training.run_folder import RunFolder
 
 REPORT_FILE = "speed-of-light.json"
@@ -44,13 +44,7 @@ class SpeedOfLightConfig:
 
     def __post_init__(self) -> None:
         first_prompts(self.num_prompts)
-        if not self.block_lengths or min(self.block_lengths) < 1:
-            raise UsageError(f"block_lengths={self.block_lengths}: give one or more, each at least 1")
-        if self.max_tokens < max(self.block_lengths) + 2:
-            raise UsageError(
-                f"max_tokens={self.max_tokens} leaves no room for a block of {max(self.block_lengths)}",
-                f"give at least {max(self.block_lengths) + 2}",
-            )
+        require_room(self.max_tokens, self.block_lengths)
         if self.max_canvases < 1:
             raise UsageError(f"max_canvases={self.max_canvases} must be at least 1")
         self.ways(1, speculates=False)

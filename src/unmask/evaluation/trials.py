@@ -1,6 +1,6 @@
 """Decoding the same prompts in several ways, and what came of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from unmask.evaluation.acceptance import Acceptance, Cycle, cycles_of, measure_a
 from unmask.evaluation.agreement import Agreement, measure_agreement
 from unmask.evaluation.average import Average, average
 from unmask.evaluation.prompts import Prompt
+from unmask.evaluation.together import Together, in_order
 
 Which = Literal["judged", "against"]
 
@@ -63,10 +64,6 @@ class PromptRecord:
     trials: Mapping[str, Trial]
 
 
-Together = Callable[[LanguageModel, Sequence[tuple[Sequence[int], Options]]], Sequence[Generation]]
-"""Decodes prompts with their options side by side; each is to give what it would give alone."""
-
-
 def run_prompt(
     prompt: Prompt,
     settings: Sequence[Setting],
@@ -98,13 +95,11 @@ def run_prompts(
             for setting in settings
             if setting.model == which
         ]
-        generations = together(
-            model,
-            [
-                (model.encode(prompt.text), model.resolve(_options(setting, max_tokens)))
-                for _, prompt, setting in asked
-            ],
-        )
+        wanted = [
+            (model.encode(prompt.text), model.resolve(_options(setting, max_tokens)))
+            for _, prompt, setting in asked
+        ]
+        generations = in_order(model, wanted, together)
         for (number, _, setting), generation in zip(asked, generations, strict=True):
             trials[number][setting.name] = _trial(generation, setting, model, max_tokens, alone=False)
     return [

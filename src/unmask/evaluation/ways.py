@@ -9,6 +9,7 @@ from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
 from unmask.decoding.rules import RULES
 from unmask.decoding.samplers import parse_sampler
+from unmask.errors import UsageError
 from unmask.evaluation.together import Together, in_order, in_turn
 from unmask.model.denoiser import Denoiser
 
@@ -56,6 +57,18 @@ class Way:
             num_steps=self.num_steps,
             temperature=self.temperature,
             seed=seed,
+        )
+
+
+def require_room(max_tokens: int, block_lengths: Sequence[int]) -> None:
+    """Raise UsageError unless there are blocks, and every one fits a text of `max_tokens` with a token around it."""
+    if not block_lengths or min(block_lengths) < 1:
+        raise UsageError(f"block_lengths={tuple(block_lengths)}: give one or more, each at least 1")
+    least = max(block_lengths) + 2
+    if max_tokens < least:
+        raise UsageError(
+            f"max_tokens={max_tokens} leaves no room for a block of {max(block_lengths)}",
+            f"give at least {least}",
         )
 
 
