@@ -8,9 +8,7 @@ from rich.table import Table
 from unmask.cli.tables import add_row, new_table, shown
 
 if TYPE_CHECKING:
-    from unmask.evaluation.average import Average
     from unmask.evaluation.judgement import Judgement
-    from unmask.evaluation.trials import Scores
 
 
 def judgement_tables(judgement: "Judgement") -> list[Table]:
@@ -56,7 +54,7 @@ def _speculation_table(judgement: "Judgement") -> Table:
             add_row(
                 table,
                 scores.setting.name,
-                shown(_per_cycle(overall)),
+                shown(overall.tokens_per_cycle),
                 shown(overall.tokens_per_forward),
                 "" if overall.tokens_per_s is None else f"{overall.tokens_per_s:.1f}",
                 "" if overall.speed_over_ar is None else f"{overall.speed_over_ar:.2f}",
@@ -88,12 +86,10 @@ def _kinds_table(judgement: "Judgement") -> Table:
     kinds = list(judgement.settings[0].kinds)
     table = new_table("by kind of prompt: tokens per cycle, else per forward", "setting", *kinds)
     for scores in judgement.settings:
-        values = [_per_cycle(scores.kinds[kind]) or scores.kinds[kind].tokens_per_forward for kind in kinds]
+        values = [
+            scores.kinds[kind].tokens_per_cycle or scores.kinds[kind].tokens_per_forward for kind in kinds
+        ]
         add_row(
             table, scores.setting.name, *("" if value is None else f"{value.mean:.2f}" for value in values)
         )
     return table
-
-
-def _per_cycle(scores: "Scores") -> "Average | None":
-    return None if scores.acceptance is None else scores.acceptance.tokens_per_cycle

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from unmask.evaluation.average import Average
 from unmask.evaluation.figure import error_bars, new_figure
 from unmask.evaluation.judgement import Judgement
-from unmask.evaluation.trials import Scores, SettingScores
+from unmask.evaluation.trials import SettingScores
 
 
 def draw(judgement: Judgement, folder: Path) -> list[Path]:
@@ -63,7 +62,7 @@ def _acceptance(axes: Sequence[Any], judgement: Judgement) -> None:
     width = 0.8 / len(settings)
     for number, scores in enumerate(settings):
         kinds = list(scores.kinds)
-        averages = [_per_cycle(scores.kinds[kind]) for kind in kinds]
+        averages = [scores.kinds[kind].tokens_per_cycle for kind in kinds]
         shift = (number - (len(settings) - 1) / 2) * width
         by_kind.bar(
             np.arange(len(kinds)) + shift,
@@ -124,7 +123,3 @@ def _agreement(axes: Sequence[Any], judgement: Judgement) -> None:
         ylim=(0, 1.02),
     )
     axis.legend(frameon=False, fontsize=8)
-
-
-def _per_cycle(scores: Scores) -> Average | None:
-    return None if scores.acceptance is None else scores.acceptance.tokens_per_cycle

@@ -154,6 +154,11 @@ class Scores:
     acceptance: Acceptance | None
     agreement: Agreement | None
 
+    @property
+    def tokens_per_cycle(self) -> Average | None:
+        """What a cycle of draft and verification gave, where there were any."""
+        return None if self.acceptance is None else self.acceptance.tokens_per_cycle
+
     @classmethod
     def of(cls, setting: Setting, records: Sequence[PromptRecord]) -> "Scores":
         """Sum up the trials of one setting."""
