@@ -135,7 +135,7 @@ def read_prompt(text: str | None, file: Path | None) -> str:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise FailureError(f"cannot read {file}: {error.strerror}", "check --file") from error
+            raise FailureError(f"cannot read {file}: {error.strerror}", "check its path") from error
         return _decode(data, str(file))
     assert text is not None
     if text == "-":
