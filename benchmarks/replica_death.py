@@ -4,8 +4,7 @@
 
 Needs the extra ray. Clients ask as in serving_load.py, and each answer is compared with the decoder's own; after a
 third of the time one replica gets SIGKILL. No answer may be wrong or silently cut: one that comes whole must come, a
-stream may end in the error `replica_died`. Writes benchmarks/replica_death.json, and exits with status 1 where something
-is amiss.
+stream may end in the error `replica_died`. Writes benchmarks/replica_death.json; exits with status 1 on a fault.
 """
 
 import argparse
