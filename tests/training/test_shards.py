@@ -126,7 +126,7 @@ def test_conversations_are_written_in_the_tokenizers_template(tmp_path: Path) ->
         (("missing.jsonl",), {}, "does not exist"),
         (("a.pdf",), {}, "of no known kind"),
         (("a.txt",), {"column": "text"}, "has no column 'text'"),
-        (("a.jsonl",), {"column": "body"}, "name one with --column: text, number"),
+        (("a.jsonl",), {"column": "body"}, r"name one with --column: text\)"),
         (("a.jsonl",), {"column": "number"}, "neither text nor messages"),
         (("broken.jsonl",), {}, "cannot read .*broken.jsonl"),
         (("broken.parquet",), {}, "cannot read .*broken.parquet"),

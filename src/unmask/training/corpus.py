@@ -60,8 +60,12 @@ def _text_files(folder: Path) -> list[Path]:
 def _record(row: Mapping[str, Any], column: str | None, source: str) -> Record:
     name = column or next((known for known in COLUMNS if known in row), COLUMNS[0])
     if name not in row:
+        usable = [key for key, value in row.items() if isinstance(value, str) or messages_of(value)]
         raise UsageError(
-            f"{source} has no column {name!r}", f"name one with --column: {', '.join(map(str, row))}"
+            f"{source} has no column {name!r}",
+            f"name one with --column: {', '.join(usable)}"
+            if usable
+            else "give a table with text or messages",
         )
     value = row[name]
     if value is None:
