@@ -276,11 +276,14 @@ class Engine:
         }
         if not planned:
             self.choice = None
-        elif any(request.is_between for request in planned):
+        elif free := [request for request in planned if self._is_free(request)]:
             self.choice = self.planner.plan(planned)
-            for request in planned:
-                if request.is_between:
-                    self._jobs[request.number].follow(self.choice.ways[request.number])
+            for request in free:
+                self._jobs[request.number].follow(self.choice.ways[request.number])
+
+    def _is_free(self, request: Request) -> bool:
+        """Say whether the planner may change how a request drafts next."""
+        return request.is_between or self._jobs[request.number].tree is not None
 
     def _num_untold(self, request: Request) -> int:
         return len(request.written.token_ids) - self._watches[request.number].num_told

@@ -39,7 +39,8 @@ class Proposal:
 class Job:
     """A request with what its tokens are drawn by, and the tensors it keeps from one forward to the next.
 
-    `plan`: the options it drafts by, which in mode auto are the planner's `way`. `failure`: why it cannot go on.
+    `plan`: the options it drafts by, which in mode auto are the planner's `way`; `drafted_by`: what that was when the
+    tree was proposed. `failure`: why it cannot go on.
     """
 
     request: Request
@@ -48,6 +49,7 @@ class Job:
     text_law: TextLaw
     plan: Options = field(init=False)
     way: Way = STEP
+    drafted_by: Way = STEP
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
     proposal: Proposal | None = None
@@ -64,10 +66,16 @@ class Job:
     @property
     def has_tree(self) -> bool:
         """Whether the coming forward drafts or verifies a tree, or what else has pre-drafts."""
-        return self.request.kind in ("draft", "verify") and not self.plan.is_linear
+        return self.tree is not None or (self.request.kind == "draft" and not self.plan.is_linear)
 
     def follow(self, way: Way) -> None:
-        """Draft from now on as the planner wants."""
+        """Draft from now on as the planner wants.
+
+        What is drafted is verified first; a pre-draft that stands ready then is verified too, with no others beside it
+        where the planner wants none.
+        """
+        if self.tree is not None and way.is_linear:
+            way = replace(self.way, num_predrafts=0)
         if way != self.way and way.block_length:
             self.plan = replace(
                 self.plan,
@@ -99,7 +107,8 @@ class _Outcome:
 
     @property
     def is_of_tree(self) -> bool:
-        return self.kind in ("draft", "verify") and not self.job.plan.is_linear
+        is_drafted = self.kind == "draft" and not self.job.plan.is_linear
+        return is_drafted or (self.kind == "verify" and self.job.tree is not None)
 
     @property
     def draws_at_once(self) -> bool:
@@ -312,9 +321,9 @@ def _speculate(outcome: _Outcome) -> Verdict | None:
             verdict = Verdict(
                 1 + max(node.depth for node in tree.tree.nodes),
                 len(settled.accepted),
-                branching=job.way.branching,
+                branching=job.drafted_by.branching,
                 ahead=tree.next_logits is None,
-                num_predrafts=job.way.num_predrafts if tree.pre_drafts else 0,
+                num_predrafts=job.drafted_by.num_predrafts if tree.pre_drafts else 0,
                 hit=settled.offered is not None,
             )
         request.accept_path(settled.accepted, settled.next_token, num_stored=settled.num_stored)
@@ -322,6 +331,6 @@ def _speculate(outcome: _Outcome) -> Verdict | None:
         if settled.offered is None or request.is_finished:
             return verdict
         offered = settled.offered
-    job.tree = propose(offered, next_logits, job.moment(step))
+    job.tree, job.drafted_by = propose(offered, next_logits, job.moment(step)), job.way
     request.plan_verification(job.tree.trunk, num_beside=job.tree.num_beside, needs_law=next_logits is None)
     return verdict
