@@ -1,7 +1,7 @@
 """The engine against the reference loop: the same tokens, whatever runs beside a request and wherever its pages lie."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from unmask.engine.cost_curve import CostCurve
 from unmask.engine.engine import Engine, Finished, Progress
 from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
-from unmask.engine.planner import Planner, Way
+from unmask.engine.planner import STEP, Choice, Planner, Way
 from unmask.engine.request import Request
 from unmask.engine.runner import Job
 from unmask.errors import UsageError
@@ -383,6 +383,33 @@ def test_planned_requests_write_the_greedy_text_whatever_the_plan(slope: float, 
         engine.check()
     assert (num_cycles > 0) == drafts
     assert any(way.branching and way.num_predrafts for way in ways) == drafts
+
+
+class Whims(Planner):
+    """A planner that wants something else every time, in the middle of chains of pre-drafts too."""
+
+    generator = random.Random(0)
+
+    def choose(self, limits: Mapping[int, int]) -> Choice:
+        def any_way(limit: int) -> Way:
+            way = Way(self.generator.randint(0, 8), *(self.generator.choice([0, 2, 4]) for _ in range(2)))
+            return way.within(limit) if way.block_length and limit else STEP
+
+        return Choice({number: any_way(limit) for number, limit in limits.items()}, 1.0)
+
+
+@pytest.mark.parametrize("kind", [1, 3])
+def test_a_plan_that_changes_all_the_time_changes_no_greedy_text(kind: int) -> None:
+    planner = Whims(FixedCurve((1, 1.0), (2, 1.0)))
+    engine = Engine(denoiser_of(kind), TOKENIZER, num_pages=30, page_size=3, max_requests=4, planner=planner)
+    prompts = [(*PROMPT[: 1 + seed % 4], seed) for seed in range(2, 10)]
+    answers = engine.generate([(prompt, options_of("auto", max_tokens=24)) for prompt in prompts])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        wanted = generate(denoiser_of(kind), TOKENIZER, prompt, options_of("ar", max_tokens=24))
+        assert answer.token_ids == wanted.token_ids
+    seen = planner.overall
+    assert seen.acceptance(2, ahead=True).version > seen.acceptance(2).version > 0
+    engine.check()
 
 
 def test_calibration_measures_forwards_and_planning_is_for_mode_auto() -> None:
