@@ -68,7 +68,10 @@ def closing(runs: Mapping[str, Run]) -> str:
         tokens, forwards = (sum(task[key] for task in own) for key in ("num_tokens", "num_decode_forwards"))
         if forwards:
             speeds.append(f"{name} {tokens / forwards:.2f}")
-    return f"Tokens per decode forward, over {len(common)} tasks: {', '.join(speeds)}.\n"
+    return (
+        f"Tokens per decode forward, over all tasks ({len(common)}): {', '.join(speeds)}. Answers are short, and the\n"
+        "first token of each comes from the prompt's own forward, which is not counted.\n"
+    )
 
 
 def equality(runs: Mapping[str, Run]) -> str:

@@ -27,7 +27,7 @@ def test_scores_speeds_and_equal_answers() -> None:
     section: Callable[[Mapping[str, Any]], str] = SCRIPT["section"]
     text = section({"ar": run_of(0.5, 10, [3, 3]), "speculative": run_of(0.504, 15, [1499, 1500])})
     assert "| `piqa` | 1,500 | 50.0 ± 1.2 | 50.4 ± 1.2 |" in text
-    assert "over 1 tasks: ar 1.00, speculative 1.50." in text
+    assert "over all tasks (1): ar 1.00, speculative 1.50." in text
     assert "Of 1,500 answers, mode `speculative` wrote 1,499 as mode `ar` did." in text
     assert "likelihood" not in text
 
