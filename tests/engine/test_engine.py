@@ -21,11 +21,11 @@ from unmask.diffusion.process import build_process
 from unmask.diffusion.schedule import SCHEDULES
 from unmask.engine.cost_curve import CostCurve
 from unmask.engine.engine import Engine, Finished, Progress
+from unmask.engine.job import Job
 from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
 from unmask.engine.planner import STEP, Choice, Planner, Way
 from unmask.engine.request import Request
-from unmask.engine.runner import Job
 from unmask.errors import UsageError
 from unmask.layout import Layout, Segment
 from unmask.model.cache import Cache

@@ -11,11 +11,12 @@ from unmask.decoding.options import Options
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
 from unmask.engine.curve_file import CurveFile
+from unmask.engine.job import Job
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
 from unmask.engine.planner import Choice, Planner
 from unmask.engine.request import Request
-from unmask.engine.runner import Job, Runner
+from unmask.engine.runner import Runner
 from unmask.engine.scheduler import Scheduler
 from unmask.errors import FailureError, UsageError
 from unmask.model.denoiser import Denoiser
