@@ -41,7 +41,7 @@ from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.config import TrainingConfig
 from unmask.training.config_file import read_config
-from unmask.training.continuous import SCHEDULE, ContinuousObjective
+from unmask.training.continuous import CROSS_ENTROPY, SCHEDULE, ContinuousObjective, PieceRows
 from unmask.training.initialisation import random_transformer
 from unmask.training.learner import Learner
 from unmask.training.objectives import DIFFUSION
@@ -62,7 +62,13 @@ def config(**objective: object) -> TrainingConfig:
         {
             "model": {"name": "new", "hidden_size": 16, "num_layers": 1, "num_heads": 2},
             "data": {"folder": "shards", "length": LENGTH},
-            "objective": {"name": "continuous", "embedding_size": 4, **objective},
+            "objective": {
+                "name": "continuous",
+                "embedding_size": 4,
+                "weighting": "bound",
+                "given_share": 0.0,
+                **objective,
+            },
             "run": {"steps": 1, "forward_tokens": 64},
         }
     )
@@ -90,17 +96,57 @@ def exported(built: Learner, folder: Path) -> LanguageModel:
     return load(str(folder))
 
 
-@pytest.mark.parametrize("weighting", ["bound", "cross_entropy"])
-def test_every_token_but_the_given_ones_counts_once(weighting: str) -> None:
+@pytest.mark.parametrize(("weighting", "name"), [("bound", DIFFUSION), ("cross_entropy", CROSS_ENTROPY)])
+def test_every_token_but_the_given_ones_counts_once(weighting: str, name: str) -> None:
     losses = learner(weighting=weighting, schedule_weight=0.5).objective(
         BATCH, torch.Generator().manual_seed(1)
     )
     assert {name: (loss.num_tokens, loss.weight) for name, loss in losses.items()} == {
-        DIFFUSION: (46, 1.0),
+        name: (46, 1.0),
         SCHEDULE: (46, 0.5),
     }
     assert all(torch.isfinite(loss.total) for loss in losses.values())
-    assert losses[DIFFUSION].total > 0
+    assert losses[name].total > 0
+
+
+def test_what_is_measured_is_the_bound_of_whole_pieces_however_the_model_learns() -> None:
+    by_bound, by_tokens = (
+        learner(weighting=weighting, given_share=share).objective
+        for weighting, share in (("bound", 0.0), ("cross_entropy", 1.0))
+    )
+    assert CROSS_ENTROPY in by_tokens(BATCH, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        first, second = (
+            objective(BATCH, torch.Generator().manual_seed(1)) for objective in (by_bound, by_tokens)
+        )
+    assert first == second
+    assert set(first) == {DIFFUSION, SCHEDULE}
+
+
+def test_tokens_are_given_in_a_share_of_the_pieces() -> None:
+    tokens = torch.zeros(400 * 11, dtype=torch.int64)
+    rows = PieceRows.of(Batch(tokens, tuple(range(0, len(tokens) + 1, 11))))
+    generator = torch.Generator().manual_seed(0)
+    untouched = rows.with_given(0.0, generator)
+    assert torch.equal(untouched.trained, rows.trained)
+    counts = rows.with_given(0.5, generator).trained.sum(-1)
+    assert 0.5 < (counts == 10).float().mean() < 0.65  # those left whole, and some in which none was given
+    given = 10 - rows.with_given(1.0, generator).trained[:, 1:].sum(-1)
+    assert torch.bincount(given, minlength=11).min() > 15  # from none to all alike, 36 of each on average
+    assert not rows.with_given(1.0, generator).trained[:, 0].any()
+
+
+def test_a_model_starts_with_how_frequent_tokens_are() -> None:
+    frequencies = torch.linspace(-9, -3, 258, dtype=torch.float64).log_softmax(-1)
+    built = Learner.new(config(), byte_tokenizer(), frequencies.numpy())
+    vectors = built.denoiser.vectors
+    assert vectors is not None
+    noisy, gamma = torch.zeros(1, 5, 4), torch.full((1, 5), 39.0, dtype=torch.float64)
+    torch.testing.assert_close(vectors.alone(noisy, gamma)[0, 0].log(), frequencies.float())
+    with torch.no_grad():
+        built.network.transformer.embed.weight.zero_()
+        law = built.denoiser.informed()(noisy, gamma)[0, 0].log_softmax(-1)
+    torch.testing.assert_close(law, frequencies.float())
 
 
 def test_a_schedule_that_learns_nothing_has_no_loss() -> None:
@@ -255,7 +301,7 @@ def test_steps_are_forwards_and_the_prompt_is_given(arguments: dict[str, Any], n
     ("options", "message"),
     [
         ({"mode": "ar"}, "not trained to predict next tokens"),
-        ({"mode": "speculative"}, "no mask token"),
+        ({"mode": "speculative"}, "drafts are masks"),
         ({"mode": "diffusion", "rule": "threshold:0.9"}, "rule Threshold.* needs masks"),
         ({"mode": "diffusion", "sampler": "remdm-cap"}, "needs noise on tokens"),
         ({"mode": "diffusion", "sampler": "threshold:0.9"}, "needs noise on tokens"),
@@ -512,7 +558,8 @@ def test_two_processes_train_as_one(shards: Shards, tmp_path: Path) -> None:
     text = CONFIG.replace('name = "ar"', 'name = "continuous"').replace('"shards"', f'"{shards.folder}"')
     (tmp_path / "config.toml").write_text(text.replace("steps = 8", "steps = 3"))
     settings = read_config(tmp_path / "config.toml")
-    recipe = Learner.new(settings, shards.tokenizer()).recipe
+    frequencies = shards.train.log_frequencies(shards.manifest.vocab_size)
+    recipe = Learner.new(settings, shards.tokenizer(), frequencies).recipe
     alone = Workers(torch.device("cpu"))
     TrainingRun(settings, tmp_path / "one", shards, recipe, alone, lambda event: None).run()
     with socket.socket() as free:
@@ -536,4 +583,4 @@ def test_two_processes_train_as_one(shards: Shards, tmp_path: Path) -> None:
         for folder in ("two", "one")
     )
     assert ours == [pytest.approx(losses, rel=1e-4) for losses in theirs]
-    assert {DIFFUSION, SCHEDULE} == set(ours[0])
+    assert [{DIFFUSION, SCHEDULE}, {CROSS_ENTROPY, SCHEDULE}] == [set(losses) for losses in ours[:2]]

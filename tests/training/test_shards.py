@@ -53,6 +53,13 @@ def test_shards_hold_the_corpus(tmp_path: Path, tokenizer: str) -> None:
         assert split.sizes.tolist() == [len(text.encode()) for text in documents]
 
 
+def test_how_frequent_tokens_are() -> None:
+    split = Split(
+        (np.array([0, 1, 1], np.uint8), np.array([1, 3], np.uint8)), np.array([3, 5]), np.array([3, 2])
+    )
+    np.testing.assert_allclose(np.exp(split.log_frequencies(4)), np.array([2, 4, 1, 2]) / 9)
+
+
 def test_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("before <|end|> after\n")
     shards = make(tmp_path / "shards", tmp_path / "a.txt", held_out_share=0)

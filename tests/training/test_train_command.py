@@ -88,7 +88,7 @@ def test_a_learnt_tokenizer_and_json(unmask_command: Command, corpus: Path) -> N
     ("arguments", "status", "words"),
     [
         (("data", "shards"), 2, "--text"),
-        (("data", "shards", "--text", "none.txt"), 1, "none.txt"),
+        (("data", "shards", "--text", "none.txt"), 2, "none.txt"),
         (("data", "shards", "--text", "none.parquet"), 2, "none.parquet does not exist"),
         (("data", "config.toml", "--text", "corpus.txt"), 2, "config.toml exists already"),
         (("train", "none.toml", "--out", "run"), 2, "cannot read none.toml"),

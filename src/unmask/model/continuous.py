@@ -23,7 +23,7 @@ _SPREAD = 0.02
 
 
 class TokenVectors(nn.Module):
-    """The vectors (K, E) that K tokens become, their schedule of noise, and the map of noisy ones to width D.
+    """The vectors (K, E) that K tokens become, how frequent tokens are, the noise's schedule, and a map to width D.
 
     Vectors have unit length whatever `table` holds, for nothing else keeps them from growing out of the noise. Beside
     the map of a vector the backbone gets the embedding that the vector alone lets expect, which for a token that is
@@ -36,6 +36,7 @@ class TokenVectors(nn.Module):
         self.table = nn.Parameter(torch.empty(num_tokens, size))
         self.up = nn.Linear(size, hidden_size)
         self.flag = nn.Embedding(2, hidden_size)
+        self.prior = nn.Parameter(torch.zeros(num_tokens))
         self.schedule = schedule
 
     @classmethod
@@ -47,11 +48,14 @@ class TokenVectors(nn.Module):
         schedule: GaussianSchedule,
         generator: torch.Generator,
     ) -> "TokenVectors":
-        """Return vectors of random directions, and a map that is at first not much stronger than embeddings are."""
+        """Return vectors of random directions, and a map that is at first not much stronger than embeddings are.
+
+        All tokens are as frequent as each other until `prior`, (K,) log-probabilities up to a constant, says otherwise.
+        """
         vectors = cls(num_tokens, size, hidden_size, schedule)
         with torch.no_grad():
             vectors.table.normal_(generator=generator)
-            vectors.up.weight.normal_(0.0, 10 * _SPREAD / math.sqrt(size), generator=generator)
+            vectors.up.weight.normal_(0.0, _SPREAD / math.sqrt(size), generator=generator)
             vectors.up.bias.zero_()
             vectors.flag.weight.normal_(0.0, _SPREAD, generator=generator)
         return vectors
@@ -66,7 +70,7 @@ class TokenVectors(nn.Module):
         In training no gradient goes this way, which would cost as much as a layer.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
-            return self.process().evidence(noisy, gamma).softmax(-1)
+            return (self.process().evidence(noisy, gamma) + self.prior).softmax(-1)
 
     def forward(self, noisy: Tensor, gamma: Tensor, embeddings: Tensor) -> Tensor:
         """(..., E) noisy vectors at gammas (...), and the backbone's (at least K, D) embeddings -> (..., D).

@@ -140,7 +140,8 @@ class Denoiser:
         if self.conditioning is not None:
             time = (gamma / 4).sigmoid()
             inputs = self.conditioning(inputs, time, belief, self.transformer.embed.weight)
-        return self.head(self.transformer(inputs, layout))[:, : self.vocab_size]
+        logits = self.head(self.transformer(inputs, layout))[:, : self.vocab_size]
+        return logits + self.vectors.prior
 
     def informed(self) -> Informed:
         """Return the denoiser of a continuous model: its network, told what each noisy vector says alone."""

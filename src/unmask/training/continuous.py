@@ -1,7 +1,7 @@
 """What a continuous model learns: to name the tokens behind noisy vectors, the vectors, and their schedule."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from unmask.training.streams import noisy_stream
 
 SCHEDULE = "schedule"
 """The name of what a learning schedule minimises; a number without unit."""
+
+CROSS_ENTROPY = "cross_entropy"
+"""The name of the loss that names tokens, in nats at times as the schedule spreads them; it bounds nothing."""
 
 FLOW_END = "flow_end"
 """The name of a student's cross-entropy to its teacher's end."""
@@ -48,6 +51,15 @@ class PieceRows:
         trained[inside] = ~batch.given
         return cls(streams.layout, clean, inside, trained, inside.flatten().nonzero()[:, 0])
 
+    def with_given(self, share: float, generator: torch.Generator) -> "PieceRows":
+        """Return them with tokens given in this share of the rows: from none to all, evenly, here and there."""
+        shape, device = self.clean.shape, generator.device
+        in_row, row, token = (
+            torch.rand(size, generator=generator, device=device).to(self.clean.device)
+            for size in ((shape[0], 1), (shape[0], 1), shape)
+        )
+        return replace(self, trained=self.trained & ((in_row >= share) | (token >= row)))
+
     def informed(self, denoiser: Denoiser) -> Informed:
         """Return a continuous model as the denoiser of these rows."""
 
@@ -66,18 +78,25 @@ class PieceRows:
 class ContinuousObjective:
     """The losses of one forward over packed pieces of text, each noised as a whole at a time of its own.
 
+    `given_share`: share of the pieces in which tokens are given here and there, as they are when the model is used.
     `belief_share`: share of the pieces for which the denoiser sees its own first prediction. `schedule_weight`: of what
-    the schedule minimises beside the diffusion loss; a schedule that learns nothing has no loss.
+    the schedule minimises beside the diffusion loss; a schedule that learns nothing has no loss. Without gradients,
+    where nothing is learnt but measured, the loss is the bound of whole pieces, however the model learns.
     """
 
     denoiser: Denoiser
-    weighting: Weighting = "bound"
+    weighting: Weighting = "cross_entropy"
+    given_share: float = 0.0
     belief_share: float = 0.0
     schedule_weight: float = 1.0
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
         """Score a batch: for each loss by name the sum in nats, and the number of tokens it is over."""
+        learns = torch.is_grad_enabled()
+        weighting = self.weighting if learns else "bound"
         rows = PieceRows.of(batch)
+        if learns and self.given_share:
+            rows = rows.with_given(self.given_share, generator)
         informed = rows.informed(self.denoiser)
         loss = gaussian_loss(
             informed,
@@ -85,10 +104,11 @@ class ContinuousObjective:
             informed.process,
             generator,
             trained=rows.trained,
-            weighting=self.weighting,
+            weighting=weighting,
             belief_share=self.belief_share,
         )
-        losses = {DIFFUSION: LossSum(loss.total, loss.num_tokens)}
+        name = DIFFUSION if weighting == "bound" else CROSS_ENTROPY
+        losses = {name: LossSum(loss.total, loss.num_tokens)}
         if next(informed.process.schedule.parameters(), None) is not None:
             fit = loss.fit.to(loss.total.dtype) * loss.num_tokens
             losses[SCHEDULE] = LossSum(fit, loss.num_tokens, self.schedule_weight)

@@ -5,6 +5,8 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,8 @@ from unmask.training.objectives import NoiseConfig, Objective
 from unmask.training.recipe import Recipe
 from unmask.training.streams import Cuts
 
+FloatArray = npt.NDArray[np.float64]
+
 _BELIEF_SHARE = 0.5
 _SAMPLE_TOKENS = 128
 
@@ -66,9 +70,12 @@ class Learner:
     tokenizer: Tokenizer
 
     @classmethod
-    def new(cls, config: TrainingConfig, tokenizer: Tokenizer) -> "Learner":
+    def new(
+        cls, config: TrainingConfig, tokenizer: Tokenizer, log_frequencies: FloatArray | None = None
+    ) -> "Learner":
         """Return a model to train on tokens of `tokenizer`: with random weights, or those of the config's base.
 
+        A continuous model begins with the `log_frequencies` (K,) of tokens, which are alike unless given.
         The mask token, where the process has one, takes a place of its own after the vocabulary, unless the base has
         one already. Raise UsageError for a process, schedule, time sampling or base that nobody knows, or a base with
         another vocabulary.
@@ -101,6 +108,7 @@ class Learner:
             objective = ContinuousObjective(
                 denoiser,
                 weighting=table.weighting,
+                given_share=table.given_share,
                 belief_share=_BELIEF_SHARE if table.self_conditioning else 0.0,
                 schedule_weight=table.schedule_weight,
             )
@@ -110,6 +118,9 @@ class Learner:
         else:
             objective = Objective(denoiser, denoiser.predicts_next, noise)
         card = _card(config, denoiser, tokenizer, base)
+        if isinstance(table, ContinuousTable) and vectors is not None and log_frequencies is not None:
+            with torch.no_grad():
+                vectors.prior.copy_(torch.from_numpy(log_frequencies))
         return cls(Network(transformer, conditioning, vectors), denoiser, objective, card, tokenizer)
 
     @property

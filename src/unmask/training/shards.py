@@ -165,6 +165,14 @@ class Split:
         shard, first = self._shard_of(begin)
         return self.shards[shard][begin - first : end - first].astype(np.int64)
 
+    def log_frequencies(self, vocab_size: int) -> npt.NDArray[np.float64]:
+        """Return the log-probability of each token, (vocab_size,); each is counted once more than it is there."""
+        counts = np.ones(vocab_size)
+        for shard in self.shards:
+            counts += np.bincount(shard, minlength=vocab_size)
+        frequencies: npt.NDArray[np.float64] = np.log(counts / counts.sum())
+        return frequencies
+
     @property
     def has_prompts(self) -> bool:
         return any(bits is not None for bits in self.prompts)
