@@ -17,7 +17,7 @@ from unmask.evaluation.fingerprint import fingerprint
 from unmask.layout import Layout, Segment, causal_layout
 from unmask.model.adapter import Adapter
 from unmask.model.cache import KVCache
-from unmask.model.merged import merge
+from unmask.model.merged import in_few_shapes, merge
 from unmask.model.quantize import check_quantisation, int8_product
 
 SHAPES = {
@@ -143,6 +143,23 @@ def test_greedy_speculation_in_int8_writes_what_ar_in_int8_writes() -> None:
             for mode in ("ar", "speculative")
         ]
         assert texts[0] == texts[1]
+
+
+def test_products_run_in_few_shapes(weight: Tensor) -> None:
+    seen = []
+
+    def multiply(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x @ weight.T
+
+    product = in_few_shapes(multiply)
+    x = torch.randn(600, 64, generator=torch.Generator().manual_seed(6))
+    for count in (0, 1, 16, 17, 33, 599):
+        torch.testing.assert_close(product(x[:count]), x[:count] @ weight.T)
+    assert seen == [0, 1, 16, 18, 36, 640]
+    for count in range(601):
+        product(x[:count])
+    assert len(set(seen)) < 64
 
 
 @pytest.mark.parametrize(

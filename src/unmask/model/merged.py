@@ -29,6 +29,9 @@ MERGED: Mapping[str, tuple[LinearName, ...]] = {
 PACKED_ROWS = 16
 """How many rows packed weights are laid out for: a draft, or a small batch of steps; any number is right."""
 
+_STEPS = 16
+"""Into so many parts goes each power of two, and products run with whole numbers of parts."""
+
 Product = Callable[[Tensor], Tensor]
 """A linear map on rows: (N, in) -> (N, out)."""
 
@@ -157,7 +160,21 @@ def product(weight: Tensor, bias: Tensor | None) -> Product:
     def multiply(x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 
-    return multiply
+    return in_few_shapes(multiply)
+
+
+def in_few_shapes(multiply: Product) -> Product:
+    """Return the product with rows of zeros added where there are many: an eighth more of them at most.
+
+    For each weight's shape and number of rows that it has ever seen oneDNN keeps about a megabyte.
+    """
+
+    def padded(x: Tensor) -> Tensor:
+        num_rows = len(x)
+        missing = -num_rows % max(1, 2 ** (num_rows - 1).bit_length() // _STEPS)
+        return multiply(F.pad(x, (0, 0, 0, missing)))[:num_rows] if missing else multiply(x)
+
+    return padded
 
 
 def merge(

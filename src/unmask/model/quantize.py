@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import UsageError
-from unmask.model.merged import PACKED_ROWS, Product
+from unmask.model.merged import PACKED_ROWS, Product, in_few_shapes
 from unmask.registry import unknown_name
 
 Quantisation = Literal["int8"]
@@ -61,7 +61,7 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
         y *= peak
         return y if bias is None else y.add_(bias)
 
-    return multiply
+    return in_few_shapes(multiply)
 
 
 def _is_exact() -> bool:
