@@ -157,6 +157,8 @@ def test_products_run_in_few_shapes(weight: Tensor) -> None:
     for count in (0, 1, 16, 17, 33, 599):
         torch.testing.assert_close(product(x[:count]), x[:count] @ weight.T)
     assert seen == [0, 1, 16, 18, 36, 640]
+    torch.testing.assert_close(in_few_shapes(multiply, fewest=4)(x[:3]), x[:3] @ weight.T)
+    assert seen[-1] == 4
     for count in range(601):
         product(x[:count])
     assert len(set(seen)) < 64
