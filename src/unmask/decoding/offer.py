@@ -1,7 +1,8 @@
 """What a draft offers at each place of a token tree: which candidate comes next, and the law that it is drawn from."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +16,44 @@ Path = tuple[int, ...]
 """The candidates between the last decided token and a place."""
 
 
-class Offer(Protocol):
+class Offer(ABC):
     """Candidates after every path, one after the other; `taken` are those that came before, in their order.
 
-    Each is drawn from `law`, which is all that verification relies on.
+    Each is drawn from `law`, which is all that verification relies on. `logits`: the canvas's (L, V). `is_exact`: the
+    first place has the verifier's own law.
     """
+
+    def __init__(self, logits: Tensor, text_law: TextLaw, *, is_exact: bool) -> None:
+        self._logits, self._text_law, self._is_exact = logits, text_law, is_exact
 
     @property
     def depth(self) -> int:
         """How many places there are."""
-        ...
+        return len(self._logits)
 
+    @final
     def chance(self, path: Path, taken: Sequence[int]) -> float:
         """Return the probability of the likeliest candidate that is left, 0 when there is none; no draw enters it."""
-        ...
+        if self._is_exact and not path:
+            return float(not taken)
+        return self._most_likely(path, taken)
 
+    @abstractmethod
     def candidate(self, path: Path, taken: Sequence[int], noise: Tensor) -> int:
         """Return the next candidate, given a uniform."""
-        ...
 
+    @abstractmethod
     def law(self, path: Path, taken: Sequence[int]) -> Tensor:
         """Return the law of the next candidate: (V,) float64."""
-        ...
+
+    @abstractmethod
+    def _most_likely(self, path: Path, taken: Sequence[int]) -> float:
+        """Return `chance` where the canvas proposes."""
+
+    @final
+    def _key(self, path: Path) -> Path | int:
+        """Return what a law is kept by: unless they read the text, one serves all paths of a length."""
+        return path if self._text_law.reads_text else len(path)
 
 
 def offer_of(logits: Tensor, options: Options, text_law: TextLaw, *, is_exact: bool, most: int) -> Offer:
@@ -49,21 +66,12 @@ def offer_of(logits: Tensor, options: Options, text_law: TextLaw, *, is_exact: b
     return DrawnOffer(logits, text_law, is_exact=is_exact)
 
 
-class DrawnOffer:
-    """Draws without replacement from a canvas's shaped laws (L, V); `is_exact`: the first is the verifier's own."""
+class DrawnOffer(Offer):
+    """Draws without replacement from a canvas's shaped laws (L, V)."""
 
     def __init__(self, logits: Tensor, text_law: TextLaw, *, is_exact: bool) -> None:
-        self._logits, self._text_law, self._is_exact = logits, text_law, is_exact
+        super().__init__(logits, text_law, is_exact=is_exact)
         self._laws: dict[Path | int, Tensor] = {}
-
-    @property
-    def depth(self) -> int:
-        return len(self._logits)
-
-    def chance(self, path: Path, taken: Sequence[int]) -> float:
-        if self._is_exact and not path:
-            return float(not taken)
-        return float(self._left(path, taken).max())
 
     def candidate(self, path: Path, taken: Sequence[int], noise: Tensor) -> int:
         law = self._left(path, taken)
@@ -73,8 +81,11 @@ class DrawnOffer:
         left = self._left(path, taken)
         return left / left.sum() if taken else left
 
+    def _most_likely(self, path: Path, taken: Sequence[int]) -> float:
+        return float(self._left(path, taken).max())
+
     def _left(self, path: Path, taken: Sequence[int]) -> Tensor:
-        key = _key(path, self._text_law)
+        key = self._key(path)
         if key not in self._laws:
             self._laws[key] = law_after(self._text_law, self._logits[: len(path) + 1], path)
         if not taken:
@@ -84,25 +95,16 @@ class DrawnOffer:
         return law
 
 
-class RankedOffer:
+class RankedOffer(Offer):
     """The likeliest tokens of a canvas's laws (L, V), best first: what a greedy verifier is offered."""
 
     def __init__(
         self, logits: Tensor, options: Options, text_law: TextLaw, *, is_exact: bool, most: int
     ) -> None:
-        self._logits, self._options, self._text_law, self._is_exact = logits, options, text_law, is_exact
+        super().__init__(logits, text_law, is_exact=is_exact)
+        self._options = options
         self._most = min(most, logits.shape[-1])
         self._ranks: dict[Path | int, tuple[list[float], list[int]]] = {}
-
-    @property
-    def depth(self) -> int:
-        return len(self._logits)
-
-    def chance(self, path: Path, taken: Sequence[int]) -> float:
-        if self._is_exact and not path:
-            return float(not taken)
-        chances, _ = self._ranked(path)
-        return chances[len(taken)] if len(taken) < len(chances) else 0.0
 
     def candidate(self, path: Path, taken: Sequence[int], noise: Tensor) -> int:
         return self._ranked(path)[1][len(taken)]
@@ -111,8 +113,12 @@ class RankedOffer:
         token = torch.tensor(self._ranked(path)[1][len(taken)], device=self._logits.device)
         return F.one_hot(token, self._logits.shape[-1]).double()
 
+    def _most_likely(self, path: Path, taken: Sequence[int]) -> float:
+        chances, _ = self._ranked(path)
+        return chances[len(taken)] if len(taken) < len(chances) else 0.0
+
     def _ranked(self, path: Path) -> tuple[list[float], list[int]]:
-        key = _key(path, self._text_law)
+        key = self._key(path)
         if key not in self._ranks:
             row = biased(self._text_law.weighed(self._logits[: len(path) + 1], path), self._options)
             best = row.softmax(-1).nan_to_num(0.0).topk(self._most)
@@ -123,8 +129,3 @@ class RankedOffer:
 def law_after(text_law: TextLaw, logits: Tensor, path: Sequence[int]) -> Tensor:
     """Return the law after the text and a path: (n, V) logits of its places and the one after it -> (V,) float64."""
     return text_law.laws(logits if text_law.reads_text else logits[-1:], path)[-1]
-
-
-def _key(path: Path, text_law: TextLaw) -> Path | int:
-    """Return what a law is kept by: unless they read the text, one serves all paths of a length."""
-    return path if text_law.reads_text else len(path)
