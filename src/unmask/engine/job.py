@@ -7,8 +7,7 @@ from torch import Tensor
 from unmask.decoding.candidates import Keys
 from unmask.decoding.decision import Drift
 from unmask.decoding.options import Options
-from unmask.decoding.proposal import Moment
-from unmask.decoding.proposal import Proposal as TreeProposal
+from unmask.decoding.proposal import Moment, Proposal
 from unmask.decoding.text_law import TextLaw
 from unmask.decoding.transcript import Transcript
 from unmask.engine.planner import STEP, Way
@@ -18,7 +17,7 @@ from unmask.rng import Stream
 
 
 @dataclass(frozen=True)
-class Proposal:
+class LinearProposal:
     """What a draft leaves for its verification: the law (B, V) of its tokens, and the AR logits (V,) of the first."""
 
     law: Tensor
@@ -42,8 +41,8 @@ class Job:
     drafted_by: Way = STEP
     drift: Drift = field(default_factory=lambda: Drift(0))
     belief: Tensor | None = None
-    proposal: Proposal | None = None
-    tree: TreeProposal | None = None
+    proposal: LinearProposal | None = None
+    tree: Proposal | None = None
     failure: FailureError | None = None
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from unmask.decoding.decision import Drift, decide_after
 from unmask.decoding.proposal import propose
 from unmask.decoding.speculation import accept
 from unmask.engine.acceptance import Verdict
-from unmask.engine.job import Job, Proposal
+from unmask.engine.job import Job, LinearProposal
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.request import Kind
 from unmask.engine.scheduler import Share
@@ -205,7 +205,7 @@ def _take(outcome: _Outcome, tokens: Tensor, law: Tensor) -> None:
         job.request.take_next(int(tokens[0]))
         job.transcript.explain(logits)
     else:
-        job.proposal = Proposal(law, logits[0])
+        job.proposal = LinearProposal(law, logits[0])
         job.request.propose(tokens.tolist())
 
 
