@@ -438,7 +438,7 @@ def test_a_hole_is_filled_and_what_surrounds_it_is_given(tmp_path: Path, unmask_
         model.fill("ab", "cd", length=3, rule="threshold:0.9")
     with pytest.raises(UsageError, match="num_steps=0"):
         model.fill("ab", "cd", length=3, num_steps=0)
-    with pytest.raises(UsageError, match="max_tokens=0"):
+    with pytest.raises(UsageError, match="length=0"):
         model.fill("ab", "cd", length=0)
     (tmp_path / "text").write_text("ab<hole>cd", encoding="utf-8")
     options = ("--model", tmp_path / "model", "--length", "3", "--steps", "4", "--temperature", "1", "--json")

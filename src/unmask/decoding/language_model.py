@@ -147,8 +147,10 @@ class LanguageModel:
         """Write `length` tokens between two texts, by diffusion; see `Options` for the rest.
 
         Of the text before the model sees as much as its context holds, of the text after at most 64 tokens: canvases
-        in training end not far behind what is open.
+        in training end not far behind what is open. Raises UsageError for a length or an option that cannot be.
         """
+        if length < 1:
+            raise UsageError(f"length={length}: a hole has at least one token")
         suffix = self.tokenizer.encode(after)[:SUFFIX_LENGTH]
         room = self.checkpoint.transformer.config.max_positions - length - len(suffix)
         options = Options(
