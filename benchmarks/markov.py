@@ -6,8 +6,8 @@ One transformer for each objective, same size, same number of sequences. The bou
 sequences, with its standard error, beside the chain's entropy rate: a perfect model costs exactly that. For the masked
 model the error of parallel decoding is measured too: the KL divergence from the chain to what it writes in so many
 rounds, by exact likelihood, beside the closed form of a perfect denoiser. Of the continuous model pairs and triples of
-what it writes are compared with the chain's by a chi-square. Writes benchmarks/markov.json and .png; cases that are not
-named keep what the report has of them.
+what it writes are compared with the chain's by a chi-square, and so is what a perfect denoiser writes. Writes
+benchmarks/markov.json and .png; cases that are not named keep what the report has of them.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -25,6 +26,7 @@ import torch
 from unmask.config import TransformerConfig
 from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS
 from unmask.decoding.gaussian_sampling import gaussian_sample
+from unmask.diffusion.gaussian import GaussianDenoiser
 from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
 from unmask.diffusion.markov import ChiSquare, MarkovChain
 from unmask.diffusion.process import build_process
@@ -35,13 +37,16 @@ from unmask.model.conditioning import Conditioning
 from unmask.model.continuous import GAUSSIAN, TokenVectors
 from unmask.model.denoiser import Denoiser
 from unmask.runtime import thread_count, tune_allocator
+from unmask.training.average import WeightAverage
 from unmask.training.batches import Batch
+from unmask.training.config import AdamWTable, MuonTable
 from unmask.training.continuous import ContinuousObjective
 from unmask.training.initialisation import random_transformer
 from unmask.training.learner import Network
 from unmask.training.learning_rate import WarmupStableDecay
 from unmask.training.loss import optimised
 from unmask.training.objectives import DIFFUSION, NEXT_TOKEN, NoiseConfig, Objective
+from unmask.training.optimizers import build_optimizers, set_learning_rate
 from unmask.training.streams import Cuts
 
 HERE = Path(__file__).parent
@@ -60,6 +65,8 @@ class Case:
     cuts: Cuts | None = None
     next_token: bool = False
     time_port: bool = False
+    table: AdamWTable | None = None
+    """Its optimiser; without, plain AdamW."""
 
 
 CASES = (
@@ -70,7 +77,13 @@ CASES = (
     # With a linear schedule the estimates of these two have no finite variance: docs/diffusion.md.
     Case("uniform", "uniform", "polynomial:2", time_port=True),
     Case("hybrid 0.2", "hybrid:0.2", "polynomial:4", time_port=True),
-    Case("continuous", GAUSSIAN, "learned:-6,6", time_port=True),
+    Case(
+        "continuous",
+        GAUSSIAN,
+        "learned:-6,6",
+        time_port=True,
+        table=MuonTable(learning_rate=3e-3, warmup_steps=50, decay_share=0.5, average_decay=0.999),
+    ),
 )
 VECTOR_SIZE = 8
 WRITTEN = 300
@@ -124,6 +137,7 @@ def build(
 
 
 def train(
+    case: Case,
     objective: Objective | ContinuousObjective,
     draw: Callable[[], Batch],
     steps: int,
@@ -132,15 +146,26 @@ def train(
     denoiser = objective.denoiser
     network = Network(denoiser.transformer, denoiser.conditioning, denoiser.vectors)
     parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
     rates = WarmupStableDecay(3e-3, warmup_steps=50, decay_share=0.5)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.01)
+    ]
+    average = None
+    if case.table is not None:
+        rates, optimizers = case.table.learning_rates, build_optimizers(network, case.table)
+        average = WeightAverage(network, case.table.average_decay)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rates.at(step, step / steps)
+        set_learning_rate(optimizers, rates.at(step, step / steps))
         batch = draw()
         torch.autograd.backward(optimised(objective(batch, generator)) / batch.num_scored)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update(step)
+    if average is not None:
+        network.load_state_dict(average.weights, strict=False)
 
 
 @torch.no_grad()
@@ -234,37 +259,44 @@ def rounded(found: ChiSquare) -> dict[str, float]:
 
 
 def written(objective: ContinuousObjective, chain: MarkovChain, length: int) -> list[dict[str, object]]:
-    """Compare what the continuous model writes after a first token of the chain with the chain."""
-    process = objective.denoiser.informed().process
-    tokens = chain.sample(WRITTEN, 1, torch.Generator().manual_seed(SEED + 3)).expand(-1, length + 1)
-    free = torch.ones_like(tokens, dtype=torch.bool)
-    free[:, 0] = False
+    """Compare with the chain what the continuous model writes out of nothing, and what a perfect denoiser writes."""
+    informed = objective.denoiser.informed()
+    process = informed.process
+    blank = torch.zeros(WRITTEN, length + 1, dtype=torch.int64)
+
+    def perfect(
+        noisy: torch.Tensor, gamma: torch.Tensor, belief: torch.Tensor | None = None, /
+    ) -> torch.Tensor:
+        return chain.predict(process.evidence(noisy, gamma).double().softmax(-1), "posterior")
+
+    denoisers: dict[str, GaussianDenoiser] = {"trained": informed, "perfect": perfect}
     rows = []
-    for name in ("multistep", "churn:1", "ancestral"):
-        sampler = GAUSSIAN_SAMPLERS.parse(name)
-        for steps in (8, 32, 128):
-            found = gaussian_sample(
-                objective.denoiser.informed(),
-                process,
-                tokens,
-                free,
-                sampler,
-                steps=steps,
-                seeds=range(WRITTEN),
-            ).tokens
-            nats = -(chain.log_prob(found) - chain.initial.log()[found[:, 0]]) / length
-            rows.append(
-                {
-                    "sampler": name,
-                    "steps": steps,
-                    "sequences": WRITTEN,
-                    "nats_per_token": round(float(nats.mean()), 4),
-                    "standard_error": round(float(nats.std() / WRITTEN**0.5), 4),
-                    "pairs": rounded(chain.chi_square(found, size=2)),
-                    "triples": rounded(chain.chi_square(found, size=3)),
-                }
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
+    for (denoiser, predict), name, steps in product(
+        denoisers.items(), ("multistep", "churn:1", "ancestral"), (8, 32, 128)
+    ):
+        found = gaussian_sample(
+            predict,
+            process,
+            blank,
+            torch.ones_like(blank, dtype=torch.bool),
+            GAUSSIAN_SAMPLERS.parse(name),
+            steps=steps,
+            seeds=range(WRITTEN),
+        ).tokens
+        nats = -(chain.log_prob(found) - chain.initial.log()[found[:, 0]]) / length
+        rows.append(
+            {
+                "denoiser": denoiser,
+                "sampler": name,
+                "steps": steps,
+                "sequences": WRITTEN,
+                "nats_per_token": round(float(nats.mean()), 4),
+                "standard_error": round(float(nats.std() / WRITTEN**0.5), 4),
+                "pairs": rounded(chain.chi_square(found, size=2)),
+                "triples": rounded(chain.chi_square(found, size=3)),
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
@@ -339,7 +371,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(SEED)
         objective = build(case, arguments.vocabulary, length, generator)
         began = time.perf_counter()
-        train(objective, draw, arguments.steps, generator)
+        train(case, objective, draw, arguments.steps, generator)
         for bound in measure(
             case, objective, draw, entropy, arguments.batches, arguments.steps, time.perf_counter() - began
         ):

@@ -53,7 +53,7 @@ FULL = {
     "texts": 200,
     "flow_texts": 24,
     "flow_steps": 32,
-    "samples": 32,
+    "samples": 24,
     "steps": (2, 4, 8, 16, 32, 64, 128, 256),
     "temperatures": (0.7, 0.85, 1.0, 1.15),
     "lengths": (16, 32, 64, 128),
