@@ -44,7 +44,7 @@ def test_phases_and_lengths_vary() -> None:
 def test_draft_lengths_count_the_run_before_the_first_error() -> None:
     agrees = torch.tensor([True, True, False, True, False, True, True])
     canvas = torch.tensor([0, 0, 0, 0, 2, 5, 5])
-    assert draft_lengths(agrees, canvas).tolist() == [2, 0, 2]
+    assert draft_lengths(agrees, canvas, 7).tolist() == [2, 0, 0, 0, 0, 2, 0]
 
 
 @given(st.integers(0, 2**31))

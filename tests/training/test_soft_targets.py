@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.training.soft_targets import AcceptanceLoss, SoftCrossEntropy, distil
+from unmask.training.soft_targets import AcceptanceLoss, EitherLoss, SoftCrossEntropy, distil
 
 ROWS, SIZE, VOCAB = 11, 6, 13
 
@@ -65,3 +65,18 @@ def test_acceptance_loss(states: tuple[Tensor, Tensor, Tensor, Tensor], support:
     (result.losses * weights).sum().backward()
     torch.testing.assert_close(result.losses, torch.stack(expected))
     torch.testing.assert_close(student.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_each_row_has_the_loss_that_was_chosen(states: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    student, teacher, head, _ = states
+    labels, shares = torch.zeros(ROWS, dtype=torch.int64), torch.full((ROWS,), 0.5)
+    both = (AcceptanceLoss(support=5), SoftCrossEntropy(labels, shares))
+    chosen = torch.arange(ROWS) % 3 == 0
+    slopes, losses = [], []
+    for loss in (*both, EitherLoss(chosen, *both)):
+        found = distil(student, teacher, head, loss, chunk=4).losses
+        (slope,) = torch.autograd.grad(found.sum(), student)
+        losses.append(found.detach())
+        slopes.append(slope)
+    assert torch.equal(losses[2], torch.where(chosen, losses[0], losses[1]))
+    assert torch.equal(slopes[2], torch.where(chosen[:, None], slopes[0], slopes[1]))

@@ -72,9 +72,12 @@ def _open(
     return chosen
 
 
-def draft_lengths(agrees: Tensor, canvas: Tensor) -> Tensor:
-    """Count the leading predictions of each canvas that agree: (M,) flags and (M,) canvas numbers -> (canvases,)."""
-    counts = [
-        int(agrees[canvas == number].long().cumprod(0).sum()) for number in sorted(set(canvas.tolist()))
-    ]
-    return torch.tensor(counts, dtype=torch.int64)
+def draft_lengths(agrees: Tensor, canvas: Tensor, num_canvases: int) -> Tensor:
+    """Count the leading predictions of each canvas that agree.
+
+    (M,) flags and (M,) ascending canvas numbers -> (num_canvases,), zero for a canvas without predictions.
+    """
+    wrong = (~agrees).long().cumsum(0)
+    before = torch.zeros(num_canvases, dtype=torch.int64)
+    before.scatter_reduce_(0, canvas, wrong - (~agrees).long(), "amin", include_self=False)
+    return torch.bincount(canvas[wrong == before[canvas]], minlength=num_canvases)

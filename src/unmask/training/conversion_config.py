@@ -47,6 +47,10 @@ class DrafterRecipe(Recipe):
     """Peak rate of AdamW."""
     adapter: str | None = None
     """Adapter to start from; without, the model's own."""
+    drafting_share: Share = 0.8
+    """Share of fully open canvases, which are drafts; by the others, opened at a random rate, denoising stays alive."""
+    label_share: Share = 0.5
+    """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
     support: Positive = 200
     """Likeliest tokens of model and drafter that are compared."""
     temperature: Rate = 3.0

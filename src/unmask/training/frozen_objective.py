@@ -11,7 +11,7 @@ from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig, cut, draft_lengths, is_draft
 from unmask.training.documents import Document
-from unmask.training.soft_targets import AcceptanceLoss, RowLoss, SoftCrossEntropy, distil
+from unmask.training.soft_targets import AcceptanceLoss, EitherLoss, RowLoss, SoftCrossEntropy, distil
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ObjectiveConfig:
     Fully open canvases (drafts) learn the frozen model's own next-token law given the true text so far; the
     prediction for the j-th position weighs ``draft_decay ** (j - 1)``, for a draft is only used up to its first error.
     Partly open canvases (denoising) may know the tokens that follow, which that law does not, so the true token has
-    `label_share` of their target. With `acceptance`, drafts are scored by that loss, each up to its first error.
+    `label_share` of their target. With `acceptance`, drafts are scored by that loss, each up to its first error, and
+    partly open canvases as before.
     """
 
     blocks: BlockConfig
@@ -82,20 +83,21 @@ def conversion_loss(
         torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
     )
     weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
-    target: RowLoss = config.acceptance or SoftCrossEntropy(
-        clean[packed], torch.where(drafts[which], 0.0, config.label_share)
-    )
+    target: RowLoss = SoftCrossEntropy(clean[packed], torch.where(drafts[which], 0.0, config.label_share))
+    if config.acceptance is not None:
+        target = EitherLoss(drafts[which], config.acceptance, target)
     result = distil(hidden, teacher[packed - 1], denoiser.transformer.head_weight, target)
+    accepted = draft_lengths(result.agrees, which, len(canvases))
     if config.acceptance is not None:
         # A draft counts up to its first rejected token, and what comes after it is never looked at.
-        weights = weights * (place - int(denoiser.logit_shift) <= draft_lengths(result.agrees, which)[which])
+        looked_at = place - int(denoiser.logit_shift) <= accepted[which]
+        weights = weights * (looked_at | ~drafts[which])
     lengths = torch.tensor([len(canvas.tokens) for canvas in canvases])
-    longest = (drafts & (lengths == max(config.blocks.lengths)))[which]
-    accepted = draft_lengths(result.agrees[longest], which[longest])
+    longest = drafts & (lengths == max(config.blocks.lengths))
     return BatchLoss(
         (result.losses * weights).sum() / weights.sum().clamp_min(1e-6),  # all open ones may be given
         overlap=result.overlap[drafts[which]],
         # The verifier adds one token, and under a shift the first draft is its own.
-        cycle_tokens=accepted.float() + 1 + int(denoiser.logit_shift),
+        cycle_tokens=accepted[longest].float() + 1 + int(denoiser.logit_shift),
         num_tokens=len(clean),
     )

@@ -77,7 +77,8 @@ class AdapterPupil(Pupil):
                 )
             self.adapter = checkpoint.adapter.float().requires_grad_(True).train()
             acceptance = AcceptanceLoss(recipe.support, recipe.temperature, recipe.eta)
-            self.objective = ObjectiveConfig(BlockConfig(block_lengths, 1.0), 1.0, 0.0, acceptance)
+            blocks = BlockConfig(block_lengths, recipe.drafting_share)
+            self.objective = ObjectiveConfig(blocks, 1.0, recipe.label_share, acceptance)
             logit_shift = card.logit_shift
         self.adapter = self.adapter.to(transformer.device)
         self.card = card

@@ -71,6 +71,21 @@ class AcceptanceLoss:
 
 
 @dataclass(frozen=True)
+class EitherLoss:
+    """`first` for the rows that `chosen` (M,) bool names, `second` for the others."""
+
+    chosen: Tensor
+    first: RowLoss
+    second: RowLoss
+
+    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        losses, slopes = self.second(student, teacher, rows)
+        others, other_slopes = self.first(student, teacher, rows)
+        chosen = self.chosen[rows]
+        return torch.where(chosen, others, losses), torch.where(chosen[:, None], other_slopes, slopes)
+
+
+@dataclass(frozen=True)
 class SoftLoss:
     """`losses`: (M,) nats, differentiable. `overlap`: (M,) sum of min(p, q), the chance that speculation accepts.
 
