@@ -1,6 +1,6 @@
 """Draw docs/watch.svg: one text of tiny-continuous sharpening out of noise, as `unmask generate --watch` shows it.
 
-python docs/make_watch_picture.py [--prompt TEXT] [--steps 16] [--seed 0]
+python docs/make_watch_picture.py [--prompt TEXT] [--steps 16] [--temperature 0.7] [--seed 0]
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="The whale")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     model = load("tiny-continuous")
@@ -37,7 +37,8 @@ def main() -> None:
         stop_token_ids=(),
     )
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
-    command = f"unmask generate tiny-continuous {arguments.prompt!r} --steps {arguments.steps} --watch"
+    command = f"unmask generate tiny-continuous {arguments.prompt!r} --steps {arguments.steps} --watch "
+    command += f"--temperature {arguments.temperature} --max-tokens {arguments.max_tokens} --ignore-stop-tokens"
     console.print(f"$ {command}\n", style="bold")
     view = FillingCanvas(model.tokenizer, console)
     shown = sorted({1, *(2**power for power in range(1, 10) if 2**power < arguments.steps), arguments.steps})
@@ -46,7 +47,7 @@ def main() -> None:
             text = view.picture(event)
             text = Text(" ").join(text.split("\n")) if "\n" in text.plain else text
             console.print(f"forward {event.num_forwards}", style="dim")
-            console.print(Text(arguments.prompt, style="underline") + text, end="\n\n")
+            console.print(Text.assemble((arguments.prompt, "underline"), text), end="\n\n")
     console.save_svg(str(PICTURE), title="a text sharpens out of noise")
 
 
