@@ -259,10 +259,12 @@ def rounded(found: ChiSquare) -> dict[str, float]:
 
 
 def written(objective: ContinuousObjective, chain: MarkovChain, length: int) -> list[dict[str, object]]:
-    """Compare with the chain what the continuous model writes out of nothing, and what a perfect denoiser writes."""
+    """Compare with the chain what the continuous model writes after a token of it, and what a perfect denoiser does."""
     informed = objective.denoiser.informed()
     process = informed.process
-    blank = torch.zeros(WRITTEN, length + 1, dtype=torch.int64)
+    tokens = chain.sample(WRITTEN, 1, torch.Generator().manual_seed(SEED + 3)).expand(-1, length + 1)
+    free = torch.ones_like(tokens, dtype=torch.bool)
+    free[:, 0] = False
 
     def perfect(
         noisy: torch.Tensor, gamma: torch.Tensor, belief: torch.Tensor | None = None, /
@@ -277,8 +279,8 @@ def written(objective: ContinuousObjective, chain: MarkovChain, length: int) -> 
         found = gaussian_sample(
             predict,
             process,
-            blank,
-            torch.ones_like(blank, dtype=torch.bool),
+            tokens,
+            free,
             GAUSSIAN_SAMPLERS.parse(name),
             steps=steps,
             seeds=range(WRITTEN),
