@@ -38,7 +38,9 @@ def main() -> None:
     )
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
     command = f"unmask generate tiny-continuous {arguments.prompt!r} --steps {arguments.steps} --watch "
-    command += f"--temperature {arguments.temperature} --max-tokens {arguments.max_tokens} --ignore-stop-tokens"
+    command += (
+        f"--temperature {arguments.temperature} --max-tokens {arguments.max_tokens} --ignore-stop-tokens"
+    )
     console.print(f"$ {command}\n", style="bold")
     view = FillingCanvas(model.tokenizer, console)
     shown = sorted({1, *(2**power for power in range(1, 10) if 2**power < arguments.steps), arguments.steps})

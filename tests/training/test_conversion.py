@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_checkpoint
@@ -15,9 +16,13 @@ from tiny_models import tiny_checkpoint
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.errors import TrainingError, UsageError
 from unmask.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unmask.model.denoiser import Denoiser
+from unmask.training.blocks import BlockConfig
 from unmask.training.conversion import METRICS_FILE, STATE_FILE, Conversion, ConversionEvent
 from unmask.training.conversion_config import ConversionConfig
-from unmask.training.documents import DocumentFile, read_texts, sample_windows
+from unmask.training.documents import Document, DocumentFile, read_texts, sample_windows
+from unmask.training.frozen_objective import ObjectiveConfig, conversion_loss
+from unmask.training.soft_targets import AcceptanceLoss
 
 
 @pytest.fixture
@@ -302,3 +307,55 @@ def test_a_half_written_batch_of_documents_is_written_again(tmp_path: Path) -> N
     assert kept.documents == [[1, 2], [3]]
     kept.fill(lambda batch: [[batch], [batch]], 5, lambda done, total: None)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [[1, 2], [3], [1], [1]]
+
+
+def test_a_joint_model_gets_a_drafter_of_its_own(base: Path, tmp_path: Path) -> None:
+    joint = {"name": "joint", "learning_rate": 1e-3}
+    Conversion(
+        tiny_config(base, recipe=joint), tmp_path / "joint", load_checkpoint(str(base), adapter="none")
+    ).run(lambda event: None)
+    folder = str(tmp_path / "joint" / "model")
+    start = load_checkpoint(folder)
+    recipe = {"name": "drafter", "rank": 3, "learning_rate": 1e-2}
+    config = tiny_config(base, model=folder, recipe=recipe, steps=30)
+    Conversion(config, tmp_path / "tuned", start).run(lambda event: None)
+    tuned = load_checkpoint(str(tmp_path / "tuned"))
+    assert tuned.adapter is not None
+    assert (tuned.adapter.config.rank, tuned.card.logit_shift) == (3, start.card.logit_shift)
+    assert tuned.card.mask_token_id == start.card.mask_token_id
+    held_out = [record["loss"] for record in records(tmp_path / "tuned") if record["split"] == "held_out"]
+    assert held_out[-1] < held_out[0]
+    texts = [
+        load(str(tmp_path / "tuned")).generate("hi", mode=mode, max_tokens=20, raw=True).token_ids
+        for mode in ("ar", "speculative")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("logit_shift", [True, False])
+def test_what_nobody_takes_of_a_draft_counts_nothing(logit_shift: bool, base: Path) -> None:
+    """The first draft is the model's own: a perfect drafter's cycle is its block and one, shift or no shift."""
+    checkpoint = load_checkpoint(str(base), adapter="untrained")
+    assert checkpoint.adapter is not None
+    denoiser = Denoiser(
+        checkpoint.transformer, checkpoint.adapter, checkpoint.card.mask_token_id, logit_shift=logit_shift
+    )
+    documents = [Document.of_text(torch.randint(0, 250, (60,)).tolist()) for _ in range(3)]
+    config = ObjectiveConfig(BlockConfig((4,), 1.0), 1.0, 0.0, acceptance=AcceptanceLoss())
+    loss = conversion_loss(denoiser, documents, config, np.random.default_rng(0))
+    assert (loss.cycle_tokens >= 2).all()
+    assert (loss.cycle_tokens <= 5).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["frozen", "drafter", "joint"])
+def test_a_gpu_learns_what_a_cpu_learns(name: str, base: Path, tmp_path: Path) -> None:
+    run(tiny_config(base), tmp_path / "adapter")
+    folder = str(tmp_path / "adapter") if name == "drafter" else str(base)
+    losses = []
+    for device in ("cpu", "cuda"):
+        checkpoint = load_checkpoint(folder, adapter=None if name == "drafter" else "none", device=device)
+        config = tiny_config(base, recipe={"name": name}, steps=2)
+        Conversion(config, tmp_path / device, checkpoint).run(lambda event: None)
+        losses.append([record["loss"] for record in records(tmp_path / device)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

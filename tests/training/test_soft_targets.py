@@ -67,6 +67,14 @@ def test_acceptance_loss(states: tuple[Tensor, Tensor, Tensor, Tensor], support:
     torch.testing.assert_close(student.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_cold_teacher_names_one_token(states: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    student, teacher, head, _ = states
+    loss = SoftCrossEntropy(torch.zeros(ROWS, dtype=torch.int64), torch.zeros(ROWS), temperature=1e-3)
+    found = distil(student, teacher, head, loss, chunk=4).losses
+    favourites = (teacher @ head.T).argmax(-1)
+    torch.testing.assert_close(found, F.cross_entropy(student @ head.T, favourites, reduction="none"))
+
+
 def test_each_row_has_the_loss_that_was_chosen(states: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     student, teacher, head, _ = states
     labels, shares = torch.zeros(ROWS, dtype=torch.int64), torch.full((ROWS,), 0.5)

@@ -48,11 +48,16 @@ class Adapter(nn.Module):
         adapter_config: AdapterConfig,
         embeddings: Tensor,
         generator: torch.Generator,
+        mask_token_id: int | None = None,
     ) -> "Adapter":
-        """Start where the base model stands: B = 0, and the mask embedding is the mean of the (V, D) `embeddings`."""
+        """Start where the base model stands: B = 0, and the mask embedding is the mean of the (V, D) `embeddings`.
+
+        `mask_token_id`: one among them has its own embedding.
+        """
         adapter = cls(config, adapter_config)
+        has_mask = mask_token_id is not None and mask_token_id < len(embeddings)
         with torch.no_grad():
-            adapter.mask_embedding.copy_(embeddings.mean(0))
+            adapter.mask_embedding.copy_(embeddings[mask_token_id] if has_mask else embeddings.mean(0))
             for low_rank in adapter.modules():
                 if isinstance(low_rank, LowRank):
                     bound = 1 / math.sqrt(low_rank.down.shape[1])

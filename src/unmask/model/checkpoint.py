@@ -229,7 +229,7 @@ def _with_adapter(checkpoint: Checkpoint, chosen: str | None, folder: Path, prog
             card = replace(card, mask_token_id=config.vocab_size)
         generator = torch.Generator().manual_seed(_UNTRAINED_SEED)
         embeddings = checkpoint.transformer.embed.weight.float().cpu()
-        adapter = Adapter.initialise(config, AdapterConfig(), embeddings, generator)
+        adapter = Adapter.initialise(config, AdapterConfig(), embeddings, generator, card.mask_token_id)
     else:
         card = _adapted(card, path, progress)
         adapter = Adapter.load(path, config)

@@ -245,7 +245,7 @@ class Denoiser:
         which = torch.from_numpy(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
         position = torch.cat([torch.arange(len(part)) for part in parts]) + shift
         inside = position < torch.tensor([len(canvas.tokens) for canvas in canvases])[which]
-        return CanvasStates(hidden[inside], which[inside], position[inside])
+        return CanvasStates(hidden[inside.to(hidden.device)], which[inside], position[inside])
 
     def _run_part(self, canvas: Tensor) -> Tensor:
         """Drop a last open position that, under a shift, predicts beyond the canvas and tells the others nothing."""

@@ -36,6 +36,10 @@ class FrozenRecipe(Recipe):
     """Weight of a draft's positions: decay to the power of the place."""
     label_share: Share = 0.5
     """Share of the true token in the target of partly open canvases; the rest is the model's own law."""
+    teacher_temperature: Rate = 1.0
+    """Temperature of the model's own law as a target: 1 for the law, towards 0 for its favourite token alone."""
+    logit_shift: bool = True
+    """Let each canvas place predict the next one, as the model was trained to, and not its own."""
 
 
 class DrafterRecipe(Recipe):
@@ -46,7 +50,11 @@ class DrafterRecipe(Recipe):
     learning_rate: Rate = 2e-4
     """Peak rate of AdamW."""
     adapter: str | None = None
-    """Adapter to start from; without, the model's own."""
+    """Adapter to start from; without, the model's own, or for a model that denoises by itself a new one."""
+    rank: Positive = 32
+    """Rank of a new adapter."""
+    alpha: Rate = 32.0
+    """The update of a new adapter is scaled by alpha / rank."""
     drafting_share: Share = 0.8
     """Share of fully open canvases, which are drafts; by the others, opened at a random rate, denoising stays alive."""
     label_share: Share = 0.5

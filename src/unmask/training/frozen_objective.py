@@ -28,6 +28,7 @@ class ObjectiveConfig:
     blocks: BlockConfig
     draft_decay: float
     label_share: float
+    teacher_temperature: float = 1.0
     acceptance: AcceptanceLoss | None = None
 
 
@@ -77,27 +78,33 @@ def conversion_loss(
     is_open = torch.stack(
         [canvases[c].tokens[p] == mask for c, p in zip(which.tolist(), place.tolist(), strict=True)]
     )
-    hidden, which, place = states.hidden[is_open], which[is_open], place[is_open]
+    device = states.hidden.device
+    hidden, which, place = states.hidden[is_open.to(device)], which[is_open], place[is_open]
     drafts = torch.tensor([is_draft(canvas, mask) for canvas in canvases])
     packed = (
         torch.tensor([int(layout.bounds[canvas.row]) + canvas.start for canvas in canvases])[which] + place
-    )
-    weights = torch.where(drafts[which], config.draft_decay ** (place - 1).clamp(min=0), 1.0)
-    target: RowLoss = SoftCrossEntropy(clean[packed], torch.where(drafts[which], 0.0, config.label_share))
+    ).to(device)
+    in_draft = drafts[which]
+    weights = torch.where(in_draft, config.draft_decay ** (place - 1).clamp(min=0), 1.0)
+    label_shares = torch.where(in_draft, 0.0, config.label_share).to(device)
+    target: RowLoss = SoftCrossEntropy(clean[packed], label_shares, config.teacher_temperature)
     if config.acceptance is not None:
-        target = EitherLoss(drafts[which], config.acceptance, target)
+        target = EitherLoss(in_draft.to(device), config.acceptance, target)
     result = distil(hidden, teacher[packed - 1], denoiser.transformer.head_weight, target)
-    accepted = draft_lengths(result.agrees, which, len(canvases))
+    # The first draft is the model's own, so it holds; without a shift the canvas has a guess at it that nobody takes.
+    is_taken = ~in_draft | (place > 0)
+    accepted = draft_lengths(result.agrees.cpu() | ~is_taken, which, len(canvases))
     if config.acceptance is not None:
         # A draft counts up to its first rejected token, and what comes after it is never looked at.
         looked_at = place - int(denoiser.logit_shift) <= accepted[which]
-        weights = weights * (looked_at | ~drafts[which])
+        weights = weights * ((looked_at & is_taken) | ~in_draft)
     lengths = torch.tensor([len(canvas.tokens) for canvas in canvases])
     longest = drafts & (lengths == max(config.blocks.lengths))
     return BatchLoss(
-        (result.losses * weights).sum() / weights.sum().clamp_min(1e-6),  # all open ones may be given
-        overlap=result.overlap[drafts[which]],
-        # The verifier adds one token, and under a shift the first draft is its own.
+        (result.losses * weights.to(device)).sum()
+        / weights.sum().clamp_min(1e-6),  # all open ones may be given
+        overlap=result.overlap.cpu()[in_draft],
+        # The verifier adds one token, and under a shift the first draft, its own, is in no canvas.
         cycle_tokens=accepted[longest].float() + 1 + int(denoiser.logit_shift),
         num_tokens=len(clean),
     )

@@ -62,23 +62,29 @@ class AdapterPupil(Pupil):
         transformer = checkpoint.transformer.requires_grad_(False)
         card = checkpoint.card
         mask = transformer.config.vocab_size if card.mask_token_id is None else card.mask_token_id
+        embeddings = transformer.embed.weight.float()
         if isinstance(recipe, FrozenRecipe):
             shape = AdapterConfig(recipe.rank, recipe.alpha, recipe.targets)
-            embeddings = transformer.embed.weight.float()
-            self.adapter = Adapter.initialise(transformer.config, shape, embeddings, generator)
+            self.adapter = Adapter.initialise(transformer.config, shape, embeddings, generator, mask)
             blocks = BlockConfig(block_lengths, recipe.drafting_share)
-            self.objective = ObjectiveConfig(blocks, recipe.draft_decay, recipe.label_share)
-            logit_shift = True
+            self.objective = ObjectiveConfig(
+                blocks, recipe.draft_decay, recipe.label_share, recipe.teacher_temperature
+            )
+            logit_shift = recipe.logit_shift
         else:
-            if checkpoint.adapter is None:
+            if checkpoint.adapter is not None:
+                self.adapter = checkpoint.adapter.float().requires_grad_(True).train()
+            elif mask < len(embeddings):  # a joint model, which denoises by itself
+                shape = AdapterConfig(recipe.rank, recipe.alpha)
+                self.adapter = Adapter.initialise(transformer.config, shape, embeddings, generator, mask)
+            else:
                 raise UsageError(
                     f"recipe 'drafter': {card.name} has no adapter to tune",
                     "convert it by recipe 'frozen' first",
                 )
-            self.adapter = checkpoint.adapter.float().requires_grad_(True).train()
             acceptance = AcceptanceLoss(recipe.support, recipe.temperature, recipe.eta)
             blocks = BlockConfig(block_lengths, recipe.drafting_share)
-            self.objective = ObjectiveConfig(blocks, 1.0, recipe.label_share, acceptance)
+            self.objective = ObjectiveConfig(blocks, 1.0, recipe.label_share, acceptance=acceptance)
             logit_shift = card.logit_shift
         self.adapter = self.adapter.to(transformer.device)
         self.card = card

@@ -20,14 +20,23 @@ class RowLoss(Protocol):
 
 @dataclass(frozen=True)
 class SoftCrossEntropy:
-    """Cross-entropy to the teacher's law, in which the true token `labels` (M,) has the share `label_shares` (M,)."""
+    """Cross-entropy to the teacher's law, in which the true token `labels` (M,) has the share `label_shares` (M,).
+
+    `temperature`: of the teacher's law. Towards 0 it is its favourite token alone.
+    """
 
     labels: Tensor
     label_shares: Tensor
+    temperature: float = 1.0
 
     def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         log_law, share = student.log_softmax(-1), self.label_shares[rows, None]
-        target = teacher.softmax(-1).mul_(1 - share).scatter_add_(1, self.labels[rows, None], share)
+        target = (
+            (teacher / self.temperature)
+            .softmax(-1)
+            .mul_(1 - share)
+            .scatter_add_(1, self.labels[rows, None], share)
+        )
         losses = -(target * log_law).sum(-1)
         # The slope is q - target, for the target sums to one.
         return losses, log_law.exp_().sub_(target)
@@ -114,8 +123,8 @@ class _Distillation(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rows = len(student)
         gradient = torch.empty_like(student)
-        losses, overlap = torch.empty(rows), torch.empty(rows)
-        agrees = torch.empty(rows, dtype=torch.bool)
+        losses, overlap = student.new_empty(2, rows, dtype=torch.float32)
+        agrees = torch.empty(rows, dtype=torch.bool, device=student.device)
         for begin in range(0, rows, chunk):
             part = slice(begin, begin + chunk)
             logits = F.linear(student[part], head).float()
