@@ -1,4 +1,4 @@
-"""Put the tiny models, trained by benchmarks/processes.py, where the package finds them.
+"""Put the tiny models, trained as benchmarks/tiny.toml says, where the package finds them.
 
     python benchmarks/ship_tiny.py RUNS [--only continuous]
 

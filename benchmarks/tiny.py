@@ -2,7 +2,7 @@
 
     python benchmarks/tiny.py SHARDS [--student FOLDER] [--quick]
 
-They were trained at equal parameters, data and time (benchmarks/processes.py). SHARDS are what they were trained on,
+They were trained at equal parameters, data and time (benchmarks/tiny.toml). SHARDS are what they were trained on,
 whose held-out documents are read here. Bits per byte: exact by next tokens; bounds by exact counts of masks and by
 Gaussian noise; and the probability flow's own likelihood, on fewer texts. Samples: bits per token under tiny-ar, which
 learnt from the same text but is another model, and bits per byte under smollm2-135m, which did not; beside their

@@ -316,3 +316,10 @@ def test_cards_survive_their_file() -> None:
         "n", "llama", "MIT", "d", 8, mask_token_id=3, stop_token_ids=(1, 2), base="b", logit_shift=False
     )
     assert ModelCard.from_json(card.to_json(), origin="x") == card
+
+
+@pytest.mark.parametrize("adapter", ["untrained", "somewhere"])
+def test_a_model_that_sees_whole_texts_takes_no_adapter(adapter: str) -> None:
+    with pytest.raises(UsageError, match="sees whole texts both ways"):
+        load_checkpoint("tiny-masked", adapter=adapter)
+    assert load_checkpoint("tiny-masked", adapter="none").adapter is None

@@ -41,7 +41,13 @@ from unmask.model.denoiser import Denoiser
 from unmask.training.batches import Batch
 from unmask.training.config import TrainingConfig
 from unmask.training.config_file import read_config
-from unmask.training.continuous import CROSS_ENTROPY, SCHEDULE, ContinuousObjective, PieceRows
+from unmask.training.continuous import (
+    CROSS_ENTROPY,
+    SCHEDULE,
+    ContinuousObjective,
+    FlowEndObjective,
+    PieceRows,
+)
 from unmask.training.initialisation import random_transformer
 from unmask.training.learner import Learner
 from unmask.training.objectives import DIFFUSION
@@ -289,6 +295,7 @@ def test_steps_are_forwards_and_the_prompt_is_given(arguments: dict[str, Any], n
     for noisy, gamma, _ in Watched.seen:
         assert len(noisy) == 12
         assert (gamma[:3] == low).all()
+        assert (gamma[3:] > low).all()  # the lowest one says that a token is given
         torch.testing.assert_close(noisy[:3], given_rows(torch.tensor(prompt), process))
     last = snapshots[-1]
     assert isinstance(last, Snapshot)
@@ -353,7 +360,7 @@ def test_a_student_learns_where_its_teachers_flow_ends(tmp_path: Path) -> None:
     exported(teacher, tmp_path / "teacher")
     table = config().model_dump() | {
         "model": {"name": "base", "base": str(tmp_path / "teacher")},
-        "objective": {"name": "distill", "teacher_steps": 3},
+        "objective": {"name": "distill", "teacher_steps": 3, "given_share": 0.0},
     }
     student = Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
     frozen = {name for name, weights in student.network.named_parameters() if not weights.requires_grad}
@@ -373,6 +380,35 @@ def test_a_student_learns_where_its_teachers_flow_ends(tmp_path: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
     card = exported(student, tmp_path / "student").checkpoint.card
     assert (card.process, card.schedule, card.attention) == ("gaussian", "learned:-6,5", "full")
+
+
+def test_a_student_meets_prompts_and_beliefs_in_training_and_whole_pieces_when_measured(
+    tmp_path: Path,
+) -> None:
+    exported(learner(), tmp_path / "teacher")
+    table = config().model_dump() | {
+        "model": {"name": "base", "base": str(tmp_path / "teacher")},
+        "objective": {"name": "distill", "teacher_steps": 2, "given_share": 1.0},
+    }
+    student = Learner.new(TrainingConfig.model_validate(table), byte_tokenizer())
+    assert isinstance(student.objective, FlowEndObjective)
+    told: list[Tensor | None] = []
+
+    class Listening(Denoiser):
+        def continuous(self, noisy: Tensor, gamma: Tensor, belief: Tensor | None, layout: Layout) -> Tensor:
+            told.append(belief)
+            return super().continuous(noisy, gamma, belief, layout)
+
+    objective = replace(student.objective, denoiser=Listening(**vars(student.denoiser)), belief_share=1.0)
+    (loss,) = objective(BATCH, torch.Generator().manual_seed(3)).values()
+    assert 0 < loss.num_tokens < BATCH.num_scored
+    assert told[0] is None
+    assert told[1] is not None
+    torch.testing.assert_close(told[1].sum(-1), torch.ones(len(told[1])))
+    with torch.no_grad():
+        (loss,) = objective(BATCH, torch.Generator().manual_seed(3)).values()
+    assert loss.num_tokens == BATCH.num_scored
+    assert student.objective.belief_share > 0
 
 
 def test_only_a_continuous_model_can_be_distilled(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from unmask.decoding.canvas import check_canvases
 from unmask.decoding.gaussian_samplers import GaussianMove, GaussianSampler, Seen
 from unmask.decoding.sampling import Sampled
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
-from unmask.diffusion.gaussian_objective import given_rows
+from unmask.diffusion.gaussian_objective import given_rows, told_levels
 from unmask.rng import Stream, uniforms
 
 
@@ -105,14 +105,14 @@ class _Looker:
         self, denoiser: GaussianDenoiser, process: Gaussian, given: Tensor, free: Tensor, shape: Shape
     ) -> None:
         self._denoiser, self._process, self._free, self._shape = denoiser, process, free, shape
-        self._shown, (self._low, _) = given_rows(given, process), process.schedule.ends()
+        self._shown = given_rows(given, process)
         self._logits: Tensor | None = None
         self.last: Seen | None = None
         self.num_forwards = 0
 
     def __call__(self, z: Tensor, gamma: Tensor) -> Tensor:
         z = torch.where(self._free[..., None], z, self._shown)
-        told = torch.where(self._free, gamma, self._low.to(gamma))
+        told = told_levels(gamma, self._free, self._process)
         belief = None if self._logits is None else self._logits.softmax(-1)
         self._logits = self._denoiser(z, told, belief).to(z.device)
         self.num_forwards += 1

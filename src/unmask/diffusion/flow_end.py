@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
-from unmask.diffusion.gaussian_objective import GaussianNoised, given_rows, noise_rows
+from unmask.diffusion.gaussian_objective import (
+    GaussianNoised,
+    given_rows,
+    noise_rows,
+    own_beliefs,
+    told_levels,
+)
 from unmask.diffusion.objective import LossOutput
 from unmask.diffusion.times import stratified_times
 
@@ -22,6 +28,7 @@ def flow_end_loss(
     num_steps: int,
     trained: Tensor | None = None,
     noise_share: float = 0.25,
+    belief_share: float = 0.0,
 ) -> LossOutput:
     """Noise clean rows (B, L), let the teacher's flow run to its end from there, and ask the student for that end.
 
@@ -30,14 +37,15 @@ def flow_end_loss(
     of independent tokens can write them together in one forward: that law of a token given the noise has no spread to
     be independent in (a consistency model by simulation: Luhman and Luhman 2021, arXiv 2101.02388; Song et al. 2023,
     arXiv 2303.01469). `num_steps`: forwards of the teacher. `noise_share`: share of the rows that start from noise
-    alone, where every generation does; the others have uniform times. `trained` (B, L) bool: as in `gaussian_loss`.
+    alone, where every generation does; the others have uniform times. `trained` (B, L) bool and `belief_share`, of the
+    student: as in `gaussian_loss`.
     """
     trained = torch.ones_like(x0, dtype=torch.bool) if trained is None else trained
     t = stratified_times(len(x0), generator).to(x0.device)
     t = (t / (1 - noise_share)).clamp_max(1.0)
     noised = noise_rows(x0, process, t, process.schedule.gamma(t).detach(), generator, trained=trained)
     end = flow_end(teacher, x0, noised, process, num_steps=num_steps).softmax(-1)
-    logits = student(noised.z, noised.gamma)
+    logits = student(noised.z, noised.gamma, own_beliefs(student, noised, belief_share, generator))
     logs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     losses = -(end.to(logs.dtype) * logs.clamp_min(_LEAST)).sum(-1)
     return LossOutput(losses.where(trained, 0).sum(), int(trained.sum()))
@@ -52,13 +60,13 @@ def flow_end(
     Evenly in time, each step along the line through this mean and the last (as `multistep` does). What is not
     trained stays as it is shown; every law is the next forward's belief.
     """
-    shown, (low, _) = given_rows(x0, process), process.schedule.ends()
+    shown = given_rows(x0, process)
     z, belief, before = noised.z, None, None
     for step in range(num_steps):
         gamma, target = (
             process.schedule.gamma(noised.t * (1 - place / num_steps))[:, None] for place in (step, step + 1)
         )
-        logits = teacher(z, torch.where(noised.trained, gamma, low), belief)
+        logits = teacher(z, told_levels(gamma, noised.trained, process), belief)
         belief = logits.softmax(-1)
         here = mean = process.mean(belief)
         if before is not None:

@@ -11,6 +11,7 @@ from unmask.diffusion.gaussian_objective import (
     bound_integrand,
     given_rows,
     noise_rows,
+    told_levels,
 )
 from unmask.diffusion.times import stratified_times
 
@@ -74,7 +75,7 @@ def flow_draws(
         sigma = log_sigma(gamma).exp()
         with torch.enable_grad():
             z = torch.where(free, sigma.to(y.dtype) * y, shown).requires_grad_()
-            expected = process.mean(denoiser(z, torch.where(scored, gamma, low)).softmax(-1))
+            expected = process.mean(denoiser(z, told_levels(gamma, scored, process)).softmax(-1))
             (gradient,) = torch.autograd.grad((expected * probe).sum(), z)
         return expected.detach(), sigma * (gradient * probe).double().sum((-1, -2))
 

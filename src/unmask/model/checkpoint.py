@@ -221,6 +221,11 @@ def _with_adapter(checkpoint: Checkpoint, chosen: str | None, folder: Path, prog
             checkpoint,
             card=replace(card, adapter=None, mask_token_id=None if outside else card.mask_token_id),
         )
+    if card.attention == "full":
+        raise UsageError(
+            f"adapter {chosen!r}: {card.name} sees whole texts both ways, adapters are for canvases behind a causal text",
+            "leave the adapter out",
+        )
     path = None if chosen == UNTRAINED_ADAPTER else _adapter_folder(chosen, card, folder)
     if path is None:
         if chosen != UNTRAINED_ADAPTER:

@@ -167,6 +167,8 @@ class DistillTable(Table):
     """The cross-entropy to the base's last prediction."""
     teacher_steps: Positive = 16
     """Forwards of the base for each of the student's."""
+    given_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the pieces in which a random part of the tokens is given, as prompts and the ends of gaps are."""
 
 
 ObjectiveTable = AutoregressiveTable | DiffusionTable | JointTable | ContinuousTable | DistillTable

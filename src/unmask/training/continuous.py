@@ -53,6 +53,8 @@ class PieceRows:
 
     def with_given(self, share: float, generator: torch.Generator) -> "PieceRows":
         """Return them with tokens given in this share of the rows: from none to all, evenly, here and there."""
+        if not share:
+            return self
         shape, device = self.clean.shape, generator.device
         in_row, row, token = (
             torch.rand(size, generator=generator, device=device).to(self.clean.device)
@@ -81,7 +83,8 @@ class ContinuousObjective:
     `given_share`: share of the pieces in which tokens are given here and there, as they are when the model is used.
     `belief_share`: share of the pieces for which the denoiser sees its own first prediction. `schedule_weight`: of what
     the schedule minimises beside the diffusion loss; a schedule that learns nothing has no loss. Without gradients,
-    where nothing is learnt but measured, the loss is the bound of whole pieces, however the model learns.
+    where nothing is learnt but measured, the loss is the bound of whole pieces, however the model learns, and a model
+    that knows beliefs sees its own in all of them.
     """
 
     denoiser: Denoiser
@@ -95,7 +98,7 @@ class ContinuousObjective:
         learns = torch.is_grad_enabled()
         weighting = self.weighting if learns else "bound"
         rows = PieceRows.of(batch)
-        if learns and self.given_share:
+        if learns:
             rows = rows.with_given(self.given_share, generator)
         informed = rows.informed(self.denoiser)
         loss = gaussian_loss(
@@ -105,7 +108,7 @@ class ContinuousObjective:
             generator,
             trained=rows.trained,
             weighting=weighting,
-            belief_share=self.belief_share,
+            belief_share=self.belief_share if learns else float(self.belief_share > 0),
         )
         name = DIFFUSION if weighting == "bound" else CROSS_ENTROPY
         losses = {name: LossSum(loss.total, loss.num_tokens)}
@@ -119,16 +122,21 @@ class ContinuousObjective:
 class FlowEndObjective:
     """What a student of few steps learns: where its teacher's flow ends, from noise on packed pieces of text.
 
-    `num_steps`: forwards of the teacher. Both have the same vectors and schedule.
+    `num_steps`: forwards of the teacher. Both have the same vectors and schedule. `given_share`, `belief_share`: as in
+    `ContinuousObjective`. Without gradients the pieces are whole.
     """
 
     denoiser: Denoiser
     teacher: Denoiser
     num_steps: int
+    given_share: float = 0.0
+    belief_share: float = 0.0
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Mapping[str, LossSum]:
         """Score a batch: the cross-entropy in nats, and the number of tokens it is over."""
         rows = PieceRows.of(batch)
+        if torch.is_grad_enabled():
+            rows = rows.with_given(self.given_share, generator)
         for part in (self.teacher.transformer, self.teacher.conditioning, self.teacher.vectors):
             if part is not None:
                 part.to(batch.tokens.device)
@@ -141,5 +149,6 @@ class FlowEndObjective:
             generator,
             num_steps=self.num_steps,
             trained=rows.trained,
+            belief_share=self.belief_share,
         )
         return {FLOW_END: LossSum(loss.total, loss.num_tokens)}

@@ -114,7 +114,14 @@ class Learner:
             )
         elif isinstance(table, DistillTable):
             assert base is not None  # the configuration
-            objective = FlowEndObjective(denoiser, _teacher(base), table.teacher_steps)
+            has_belief = conditioning is not None and conditioning.belief is not None
+            objective = FlowEndObjective(
+                denoiser,
+                _teacher(base),
+                table.teacher_steps,
+                given_share=table.given_share,
+                belief_share=_BELIEF_SHARE if has_belief else 0.0,
+            )
         else:
             objective = Objective(denoiser, denoiser.predicts_next, noise)
         card = _card(config, denoiser, tokenizer, base)

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_MOST_LOGITS = 6_300_000
+"""Of one chunk; 25 MB in float32."""
+
 
 class RowLoss(Protocol):
     """A loss of the student's logits given the teacher's, row by row."""
@@ -106,12 +109,15 @@ class SoftLoss:
     agrees: Tensor
 
 
-def distil(student: Tensor, teacher: Tensor, head: Tensor, loss: RowLoss, *, chunk: int = 128) -> SoftLoss:
+def distil(
+    student: Tensor, teacher: Tensor, head: Tensor, loss: RowLoss, *, chunk: int | None = None
+) -> SoftLoss:
     """Compare the laws of `student` (M, D) with those of `teacher` (M, D) under the output matrix `head` (V, D).
 
-    The gradient of the student's states is made in the forward pass, `chunk` rows of logits at a time; `head` and
-    `teacher` get none.
+    The gradient of the student's states is made in the forward pass, `chunk` rows of logits at a time, as
+    many as make 6 million unless given; `head` and `teacher` get none.
     """
+    chunk = chunk or max(1, _MOST_LOGITS // len(head))
     losses, overlap, agrees = _Distillation.apply(student, teacher, head, loss, chunk)  # type: ignore[no-untyped-call]
     return SoftLoss(losses, overlap, agrees)
 
