@@ -223,7 +223,7 @@ def _with_adapter(checkpoint: Checkpoint, chosen: str | None, folder: Path, prog
         )
     if card.attention == "full":
         raise UsageError(
-            f"adapter {chosen!r}: {card.name} sees whole texts both ways, adapters are for canvases behind a causal text",
+            f"adapter {chosen!r}: {card.name} sees whole texts both ways, but adapters are for canvases behind a text",
             "leave the adapter out",
         )
     path = None if chosen == UNTRAINED_ADAPTER else _adapter_folder(chosen, card, folder)
