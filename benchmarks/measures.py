@@ -2,6 +2,8 @@
 
     python benchmarks/measures.py [sol] [sol-32] [frontier] [sampled] [roofline] [-- further options of the command]
 
+The frontiers are judged by a model of another family, fetched by benchmarks/judge.py.
+
 Without names all of them, one after the other. Each keeps its state in build/measures, so Ctrl-C and the same command
 again go on. Writes benchmarks/speed-of-light.json and .png for blocks of 4, 8 and 16, speed-of-light-32.json and .png,
 frontier.json, .csv and .png, length.png, frontier-sampled.json and .png, roofline.json and .png.
@@ -10,6 +12,8 @@ frontier.json, .csv and .png, length.png, frontier-sampled.json and .png, roofli
 import shutil
 import sys
 from pathlib import Path
+
+from judge import fetch_judge
 
 from unmask.cli.main import main
 
@@ -52,7 +56,10 @@ FILES = {
 
 def measure(name: str, options: list[str]) -> int:
     """Run one command and copy what it wrote; return its exit status."""
-    status = main([*COMMANDS[name], "--out", str(FOLDER / name), *options])
+    command = [*COMMANDS[name], "--out", str(FOLDER / name), *options]
+    if command[0] == "frontier" and "--judge" not in options:
+        command += ["--judge", str(fetch_judge())]
+    status = main(command)
     if status == 0:
         for written, kept in FILES[name].items():
             shutil.copyfile(FOLDER / name / written, HERE / (kept or written))

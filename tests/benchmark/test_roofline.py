@@ -111,6 +111,17 @@ def test_the_command_measures_and_goes_on(unmask_command: Command, tiny_model: P
     assert again["points"][2] != first["points"][2]
 
 
+def test_times_are_not_continued_on_another_machine(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(str(tiny_model))
+    config = RooflineConfig(queries=(1,), batches=(1,), contexts=(8,), repeats=1)
+    measure_roofline(model, config, tmp_path / "roof")
+    monkeypatch.setattr("unmask.evaluation.provenance.processor_name", lambda: "another")
+    with pytest.raises(UsageError, match="processor"):
+        measure_roofline(model, config, tmp_path / "roof")
+
+
 def test_refusals(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must contain 1"):
         RooflineConfig(queries=(2, 4))

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from packaged_tasks import write_data
-from tiny_models import tiny_checkpoint
+from tiny_models import CONFIG, tiny_checkpoint
 
 from command_line import Command
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.engine.side_by_side import side_by_side
 from unmask.errors import UsageError
-from unmask.evaluation.frontier import Frontier, measure_frontier
+from unmask.evaluation.fingerprint import fingerprint
+from unmask.evaluation.frontier import Frontier, measure_frontier, rows
 from unmask.evaluation.frontier_config import FrontierConfig
-from unmask.evaluation.prompts import first_prompts
+from unmask.evaluation.prompts import all_prompts, first_prompts
 from unmask.evaluation.text_quality import TextJudge, distinct, diversity, unigram_entropy
 from unmask.evaluation.together import in_turn
 from unmask.evaluation.ways import Way, write
@@ -85,7 +86,9 @@ def test_the_numbers_are_those_of_the_texts(model: LanguageModel, tmp_path: Path
     assert float(table[3]["as_serial"]) == thrice.as_serial.overall.mean
 
 
-def test_it_goes_on_and_more_prompts_add_to_fewer(model: LanguageModel, tmp_path: Path) -> None:
+def test_it_goes_on_and_more_prompts_add_to_fewer(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = measure(model, SMALL, tmp_path / "whole")
     lines = (tmp_path / "whole" / "writings.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "whole" / "writings.jsonl").write_text("".join(lines[:7]))
@@ -94,10 +97,18 @@ def test_it_goes_on_and_more_prompts_add_to_fewer(model: LanguageModel, tmp_path
         assert one == other
     with pytest.raises(UsageError, match="max_tokens"):
         measure(model, replace(SMALL, max_tokens=7), tmp_path / "whole")
+    parts = model.checkpoint
+    other_stops = LanguageModel(replace(parts, card=replace(parts.card, stop_token_ids=(1,))))
+    with pytest.raises(UsageError, match="stop_token_ids"):
+        measure(other_stops, SMALL, tmp_path / "whole")
+    changed = tuple(replace(prompt, text=f"{prompt.text}!") for prompt in all_prompts())
+    monkeypatch.setattr("unmask.evaluation.prompts.all_prompts", lambda: changed)
+    with pytest.raises(UsageError, match="prompts="):
+        measure(model, SMALL, tmp_path / "whole")
 
 
 def test_side_by_side_gives_what_one_after_the_other_does(model: LanguageModel, tmp_path: Path) -> None:
-    config = replace(SMALL, temperatures=(0.0, 0.8))
+    config = replace(SMALL, temperatures=(0.0, 1.0))
     one, other = (
         measure_frontier(model, model, config, tmp_path / name, tasks={}, together=together)
         for name, together in (("turn", in_turn), ("side", side_by_side))
@@ -112,6 +123,7 @@ def test_ways_are_compared_at_one_entropy(model: LanguageModel, tmp_path: Path) 
     assert ar.quality.entropy is not None
     assert ar.quality.bits_per_byte is not None
     assert report.entropy == ar.quality.entropy.mean
+    assert report.reference == ar.name
     matched = {each.name: each for each in report.matched}
     assert set(matched) == {"ar", "speculative", "top-k:2"}
     assert matched["ar"].bits_per_byte is not None
@@ -121,6 +133,37 @@ def test_ways_are_compared_at_one_entropy(model: LanguageModel, tmp_path: Path) 
         if point.way.mode == "ar" and point.quality.bits_per_byte is not None
     ]
     assert min(between) <= matched["ar"].bits_per_byte <= max(between)
+
+
+def test_without_the_reference_temperatures_are_refused(model: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="mode ar at temperature 1"):
+        replace(SMALL, temperatures=(0.5, 0.8)).ways(model)
+    assert replace(SMALL, temperatures=(0.5,)).ways(model)
+
+
+def test_a_backbone_does_not_judge_its_own_texts(
+    model: LanguageModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = replace(SMALL, max_tokens=3, rules=("top-k:3",))
+    bare = load(str(tiny_model), adapter="none")
+    assert fingerprint(bare) != fingerprint(model)
+    report = measure_frontier(model, bare, config, tmp_path / "own", tasks={})
+    assert report.judges_itself
+    other = LanguageModel(tiny_checkpoint(replace(CONFIG, num_layers=1)))
+    independent = measure_frontier(model, other, config, tmp_path / "other", tasks={})
+    assert not independent.judges_itself
+    headings = [rows(one)[0][3] for one in (report, independent)]
+    assert headings == ["own_bits_per_byte", "bits_per_byte"]
+
+
+def test_times_are_not_continued_on_another_machine(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = replace(SMALL, max_tokens=3, rules=("top-k:3",), lengths=(3,))
+    measure(model, timed, tmp_path / "timed")
+    monkeypatch.setattr("unmask.evaluation.provenance.processor_name", lambda: "another")
+    with pytest.raises(UsageError, match="processor"):
+        measure(model, timed, tmp_path / "timed")
 
 
 def test_tasks_and_lengths_at_the_command_line(
@@ -135,6 +178,7 @@ def test_tasks_and_lengths_at_the_command_line(
     assert done.status == 0, done.err
     assert "lambada-written" in done.out
     assert "the judge is the model itself" in done.err
+    assert "own bits/byte" in done.out
     for name in ("frontier.png", "length.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     printed = unmask_command("frontier", tiny_model, "--out", tmp_path / "out", *arguments, "--json")
@@ -145,7 +189,7 @@ def test_tasks_and_lengths_at_the_command_line(
     assert report["points"][0]["tasks"][0]["task"] == "lambada-written"
 
 
-def test_a_model_that_no_rule_decodes_is_measured_by_its_sampler(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_no_rule_decodes_is_measured_by_its_sampler(tmp_path: Path) -> None:
     plain = tiny_checkpoint()
     card = replace(plain.card, attention="full", predicts_next=False, logit_shift=False, process="uniform")
     save_checkpoint(replace(plain, card=card), tmp_path / "uniform")
@@ -153,7 +197,8 @@ def test_a_model_that_no_rule_decodes_is_measured_by_its_sampler(tiny_model: Pat
     config = FrontierConfig(num_prompts=1, max_tokens=4, block_length=4, steps=(1, 3))
     with pytest.raises(UsageError, match="cannot judge"):
         measure(model, config, tmp_path / "out")
-    report = measure_frontier(model, load(str(tiny_model)), config, tmp_path / "out", tasks={})
+    judge = LanguageModel(tiny_checkpoint(replace(CONFIG, num_layers=1)))
+    report = measure_frontier(model, judge, config, tmp_path / "out", tasks={})
     assert not report.judge["is_the_model_itself"]
     assert [point.name for point in report.points] == [
         "ancestral, block 4, 1 steps",

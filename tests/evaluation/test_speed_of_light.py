@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from unmask.diffusion.schedule import Linear
 from unmask.engine.side_by_side import side_by_side
 from unmask.errors import UsageError
 from unmask.evaluation.oracle import CanvasOracle, State
+from unmask.evaluation.prompts import all_prompts
 from unmask.evaluation.serial_text import write_serially
 from unmask.evaluation.speed_of_light import SpeedOfLightConfig, measure_speed_of_light
 
@@ -143,6 +145,23 @@ def test_a_measurement_goes_on_where_it_was(model: LanguageModel, tmp_path: Path
         measure_speed_of_light(
             model, SpeedOfLightConfig(max_tokens=20, block_lengths=(2, 4)), tmp_path / "part"
         )
+
+
+def test_other_prompts_and_cards_are_another_measurement(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SpeedOfLightConfig(num_prompts=1, max_tokens=4, block_lengths=(2,), rules=("threshold:0.9",))
+    measure_speed_of_light(model, config, tmp_path / "sol")
+    parts = model.checkpoint
+    moved = LanguageModel(replace(parts, card=replace(parts.card, adapter="/elsewhere/adapter")))
+    measure_speed_of_light(moved, config, tmp_path / "sol")
+    shifted = LanguageModel(replace(parts, card=replace(parts.card, stop_token_ids=(1,))))
+    with pytest.raises(UsageError, match="stop_token_ids"):
+        measure_speed_of_light(shifted, config, tmp_path / "sol")
+    changed = tuple(replace(prompt, text=f"{prompt.text}!") for prompt in all_prompts())
+    monkeypatch.setattr("unmask.evaluation.prompts.all_prompts", lambda: changed)
+    with pytest.raises(UsageError, match="prompts="):
+        measure_speed_of_light(model, config, tmp_path / "sol")
 
 
 def test_the_command(unmask_command: Command, tiny_model: Path, tmp_path: Path) -> None:

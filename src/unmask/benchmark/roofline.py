@@ -18,7 +18,7 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 from unmask.evaluation.fingerprint import fingerprint
 from unmask.evaluation.ledger import Ledger, Observer
-from unmask.evaluation.provenance import provenance_of
+from unmask.evaluation.provenance import provenance_of, timing_conditions
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 from unmask.training.run_folder import RunFolder
@@ -107,7 +107,7 @@ def measure_roofline(
     """Measure the machine and the forwards, and write `REPORT_FILE` into the folder.
 
     Every forward is written down as soon as it is timed, so a run that was cut off goes on. Raise UsageError where the
-    model's window is too short, and for a folder that holds other settings.
+    model's window is too short, and for a folder that holds other settings or the times of another machine.
     """
     denoiser, transformer = model.denoiser, model.denoiser.transformer
     longest = max(config.contexts) + max(config.queries)
@@ -118,9 +118,7 @@ def measure_roofline(
         )
     place = RunFolder(folder, "roofline measurement")
     described = {"name": model.checkpoint.card.name, "fingerprint": fingerprint(model)}
-    machine_of = provenance_of(model)
-    settings = {**asdict(config), "model": described, "threads": machine_of["threads"]}
-    place.claim_settings(settings)
+    place.claim_settings({**asdict(config), "model": described, **timing_conditions(model)})
     (machine,) = Ledger(place, MACHINE_FILE, Machine).fill(
         [transformer],
         lambda probed: measure_machine(probed.device, probed.dtype, repeats=config.repeats),
@@ -136,7 +134,7 @@ def measure_roofline(
     )
     report = Roofline(
         config,
-        machine_of,
+        provenance_of(model),
         described,
         machine,
         tuple(points),

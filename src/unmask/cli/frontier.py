@@ -70,7 +70,9 @@ def frontier(
     temperatures: Annotated[
         str,
         typer.Option(
-            help="Several of them compare all ways at the entropy of mode ar at temperature 1.", metavar="T,T"
+            help="Several of them, with 1 among them, compare all ways at the entropy of mode ar at temperature 1 (of "
+            "the first way, where the model has no mode ar).",
+            metavar="T,T",
         ),
     ] = "0",
     tasks: Annotated[
@@ -138,7 +140,7 @@ def frontier(
         print_json(asdict(report))
         return
     own = "the judge is the model itself: its bits per byte say what it expects, not how good a text is"
-    remarks = [own] if report.judge["is_the_model_itself"] else []
+    remarks = [own] if report.judges_itself else []
     print_report(_tables(report), [out / REPORT_FILE, out / TABLE_FILE, *pictures], *remarks)
 
 
@@ -147,7 +149,8 @@ def _tables(report: "Frontier") -> "list[Table]":
     if report.matched:
         assert report.entropy is not None
         table = new_table(
-            f"at an entropy of {report.entropy:.2f} nats", "way", "bits per byte", "temperature"
+            f"at the entropy of {report.reference}: {report.entropy:.2f} nats",
+            *("way", _bits(report), "temperature"),
         )
         for each in report.matched:
             cells = (each.bits_per_byte, each.temperature)
@@ -163,11 +166,24 @@ def _tables(report: "Frontier") -> "list[Table]":
     return tables
 
 
+def _bits(report: "Frontier") -> str:
+    return "own bits/byte" if report.judges_itself else "bits/byte"
+
+
 def _points(report: "Frontier") -> "Table":
     tasks = list(dict.fromkeys(score.task for point in report.points for score in point.tasks))
     table = new_table(
         f"{report.config.num_prompts} prompts of each kind, judged by {report.judge['name']}",
-        *("way", "tokens/forward", "bits/byte", "entropy", "distinct-2", "as one at a time", "as ar", *tasks),
+        *(
+            "way",
+            "tokens/forward",
+            _bits(report),
+            "entropy",
+            "distinct-2",
+            "as one at a time",
+            "as ar",
+            *tasks,
+        ),
     )
     for point in report.points:
         quality = point.quality

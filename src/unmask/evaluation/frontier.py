@@ -10,12 +10,12 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 from unmask.evaluation.agreement import Agreement, measure_agreement
 from unmask.evaluation.average import Average, average
-from unmask.evaluation.fingerprint import described
+from unmask.evaluation.fingerprint import backbone_fingerprint, described
 from unmask.evaluation.frontier_config import FrontierConfig
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.length_times import LengthTime, length_ways, time_lengths
-from unmask.evaluation.prompts import Prompt, first_prompts
-from unmask.evaluation.provenance import provenance_of
+from unmask.evaluation.prompts import Prompt, first_prompts, prompts_digest
+from unmask.evaluation.provenance import provenance_of, timing_conditions
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.tasks.task import Task
 from unmask.evaluation.text_quality import Judged, TextJudge, TextQuality
@@ -83,9 +83,11 @@ class Matched:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The report. `judge`: who judged, and whether it is the very model that wrote.
+    """The report.
 
-    `entropy`: the reference of `matched`, that of mode ar at temperature 1, or of the first way where there is none.
+    `model`, `judge`: what they are called, what their cards decide, and the SHA-256 of the prompts as each reads them;
+    and whether the judge is the very model that wrote, with whatever adapter. `entropy`: what `matched` compares at,
+    the entropy of the way `reference`: mode ar at temperature 1, or of a model without that mode the first way.
     """
 
     config: FrontierConfig
@@ -93,9 +95,15 @@ class Frontier:
     model: Mapping[str, object]
     judge: Mapping[str, object]
     points: tuple[FrontierPoint, ...]
+    reference: str | None
     entropy: float | None
     matched: tuple[Matched, ...]
     times: tuple[LengthTime, ...]
+
+    @property
+    def judges_itself(self) -> bool:
+        """Whether bits per byte say what the model expects, not how good a text is."""
+        return bool(self.judge["is_the_model_itself"])
 
 
 def measure_frontier(
@@ -112,13 +120,16 @@ def measure_frontier(
     """Write the prompts and answer the tasks in every way; write `REPORT_FILE` and `TABLE_FILE` into the folder.
 
     Every text is written down as soon as it is judged, so a run that was cut off goes on, and more prompts add to
-    fewer. Raise UsageError for a folder that holds other settings, and what model and judge raise.
+    fewer. Raise UsageError for a folder that holds other settings, other prompts or, with lengths, the times of another
+    machine, and what model and judge raise.
     """
     ways, reader = config.ways(model), TextJudge(judge)
-    written_by, judged_by = described(model), described(judge)
+    written_by, judged_by = ({**described(one), "prompts": prompts_digest(one)} for one in (model, judge))
     place = RunFolder(folder, "frontier")
     settings = {**asdict(config), "model": written_by, "judge": judged_by, "tasks": list(tasks)}
     del settings["num_prompts"]
+    if config.lengths:
+        settings |= timing_conditions(model)
     place.claim_settings(settings)
 
     references = _references(model, config)
@@ -140,13 +151,14 @@ def measure_frontier(
         if tasks and way.temperature == 0
     }
     points = tuple(_point(way, records, references, scores.get(way.name, ())) for way in ways)
-    entropy = _reference_entropy(points)
+    reference, entropy = _reference(points)
     report = Frontier(
         config,
         provenance_of(model),
         written_by,
-        {**judged_by, "is_the_model_itself": judged_by["fingerprint"] == written_by["fingerprint"]},
+        {**judged_by, "is_the_model_itself": backbone_fingerprint(judge) == backbone_fingerprint(model)},
         points,
+        reference,
         entropy,
         () if entropy is None else _matched(points, entropy),
         _times(model, config, place, observe),
@@ -242,13 +254,14 @@ def _point(
     )
 
 
-def _reference_entropy(points: Sequence[FrontierPoint]) -> float | None:
-    """Return the entropy to compare at; None where only one temperature was measured."""
+def _reference(points: Sequence[FrontierPoint]) -> tuple[str | None, float | None]:
+    """Return the way to compare at, and its entropy; None where only one temperature was measured."""
     if len({point.way.temperature for point in points}) < 2:
-        return None
-    plain = [point for point in points if (point.way.mode, point.way.temperature) == ("ar", 1.0)]
-    entropy = (plain or list(points))[0].quality.entropy
-    return None if entropy is None else entropy.mean
+        return None, None
+    plain = (point for point in points if (point.way.mode, point.way.temperature) == ("ar", 1.0))
+    chosen = next(plain, points[0])
+    entropy = chosen.quality.entropy
+    return chosen.name, None if entropy is None else entropy.mean
 
 
 def _matched(points: Sequence[FrontierPoint], entropy: float) -> tuple[Matched, ...]:
@@ -288,7 +301,8 @@ def _times(
 def rows(report: Frontier) -> list[list[object]]:
     """Return the points as rows of a table, headings first; task scores, if any, in columns of their own."""
     tasks = list(dict.fromkeys(score.task for point in report.points for score in point.tasks))
-    headings = ["way", "tokens_per_forward", "forwards_per_text", "bits_per_byte", "entropy"]
+    bits = "own_bits_per_byte" if report.judges_itself else "bits_per_byte"
+    headings = ["way", "tokens_per_forward", "forwards_per_text", bits, "entropy"]
     headings += ["distinct_1", "distinct_2", "distinct_3", "diversity", "as_ar", "as_serial", *tasks]
     table: list[list[object]] = [[*headings]]
     for point in report.points:

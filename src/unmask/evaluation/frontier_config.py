@@ -24,7 +24,8 @@ class FrontierConfig:
     """All that decides a frontier but the models; UsageError for values out of range.
 
     `rules`: of mode diffusion. `samplers`: each at every number of `steps` a block; of a model that no rule decodes its
-    own sampler, unless given. Every way is measured at each of the `temperatures`. `lengths`: of texts whose time is
+    own sampler, unless given. Every way is measured at each of the `temperatures`; of several one must be 1, where the
+    model has mode ar, for at its entropy all are compared. `lengths`: of texts whose time is
     taken, on one prompt of each kind; none for none.
     """
 
@@ -49,8 +50,13 @@ class FrontierConfig:
             raise UsageError(f"max_tokens={self.max_tokens} and limit={self.limit} must be at least 1")
 
     def ways(self, model: LanguageModel) -> tuple[Way, ...]:
-        """Return every way to decode, the reference modes of the model first."""
+        """Return every way to decode, the reference modes of the model first; UsageError without the reference."""
         denoiser = model.denoiser
+        if denoiser.predicts_next and len(set(self.temperatures)) > 1 and 1 not in self.temperatures:
+            raise UsageError(
+                f"temperatures={self.temperatures}: ways are compared at the entropy of mode ar at temperature 1",
+                "give 1 too, or a single temperature",
+            )
         has_rules = takes_rules(denoiser)
         rules = self.rules or (DEFAULT_RULES if has_rules and not self.samplers else ())
         samplers = self.samplers or (() if rules else (_own_sampler(denoiser),))

@@ -21,7 +21,9 @@ def draw_frontier(report: Frontier, folder: Path) -> Path:
     values: dict[str, Callable[[FrontierPoint], Average | None]] = {
         "tokens as one at a time": lambda point: None if point.as_serial is None else point.as_serial.overall,
         "tokens as in mode ar": lambda point: None if point.as_ar is None else point.as_ar.overall,
-        "bits per byte, by the judge": lambda point: point.quality.bits_per_byte,
+        "own bits per byte" if report.judges_itself else "bits per byte, by the judge": lambda point: (
+            point.quality.bits_per_byte
+        ),
         "entropy of a text's tokens, nats": lambda point: point.quality.entropy,
     }
     for task, metric in dict.fromkeys((score.task, score.metric) for p in points for score in p.tasks):

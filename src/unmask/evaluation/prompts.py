@@ -1,10 +1,12 @@
 """The prompts on which a conversion is judged: written for it, and never trained on."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
 
 
@@ -39,3 +41,9 @@ def first_prompts(count: int) -> tuple[Prompt, ...]:
     if not 1 <= count <= most:
         raise UsageError(f"{count} prompts of each kind: there are 1 to {most}")
     return tuple(prompts[place] for place in range(count) for prompts in by_kind)
+
+
+def prompts_digest(model: LanguageModel) -> str:
+    """Return the SHA-256 of all prompts as a model reads them: texts, chat template and tokenizer decide it."""
+    tokens = [model.encode(prompt.text) for prompt in all_prompts()]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

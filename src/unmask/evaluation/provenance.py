@@ -34,6 +34,12 @@ def provenance_of(model: LanguageModel) -> dict[str, object]:
     return provenance(transformer.device, transformer.dtype, quantize=model.quantize)
 
 
+def timing_conditions(model: LanguageModel) -> dict[str, object]:
+    """Return what decides how long a model takes, beside its weights: seconds measured elsewhere are not continued."""
+    made = provenance_of(model)
+    return {name: made[name] for name in ("device", "processor", "threads")}
+
+
 def _command(arguments: Sequence[str]) -> str:
     """Return a command line as one would type it: ``unmask ...``, or ``python benchmarks/....py ...``."""
     program = Path(arguments[0])

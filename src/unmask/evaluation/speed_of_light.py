@@ -15,7 +15,7 @@ from unmask.evaluation.average import Average, average
 from unmask.evaluation.fingerprint import described
 from unmask.evaluation.ledger import Ledger, Observer
 from unmask.evaluation.oracle import OracleCounts
-from unmask.evaluation.prompts import Prompt, first_prompts
+from unmask.evaluation.prompts import Prompt, first_prompts, prompts_digest
 from unmask.evaluation.provenance import provenance_of
 from unmask.evaluation.serial_text import Block, SerialText, require_canvas, write_serially
 from unmask.evaluation.together import Together, in_turn
@@ -179,7 +179,7 @@ class BlockSpeeds:
 
 @dataclass(frozen=True)
 class SpeedOfLight:
-    """The report."""
+    """The report. `model`: its name, what its card decides, and the SHA-256 of the prompts as it reads them."""
 
     config: SpeedOfLightConfig
     provenance: Mapping[str, object]
@@ -200,7 +200,8 @@ def measure_speed_of_light(
     fewer. Raise UsageError for a model without a canvas, and for a folder that holds other settings.
     """
     require_canvas(model)
-    place, measured_model = RunFolder(folder, "speed-of-light measurement"), described(model)
+    place = RunFolder(folder, "speed-of-light measurement")
+    measured_model = {**described(model), "prompts": prompts_digest(model)}
     settings = {**asdict(config), "model": measured_model}
     del settings["num_prompts"]
     place.claim_settings(settings)

@@ -11,7 +11,7 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.evaluation.continuations import LikelihoodKind
-from unmask.evaluation.fingerprint import fingerprint
+from unmask.evaluation.fingerprint import adapter_name, fingerprint
 from unmask.evaluation.item_record import ItemRecord, digest_of
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.model_scorer import ModelScorer, default_likelihood
@@ -68,7 +68,7 @@ def evaluate(
     scorer = ModelScorer(model, options, kind, together=together)
     settings = {
         "model": model.checkpoint.card.name,
-        "adapter": model.checkpoint.card.adapter,
+        "adapter": adapter_name(model),
         "fingerprint": fingerprint(model),
         **scorer.settings,
     }
