@@ -155,7 +155,7 @@ def main() -> None:
     cpu = torch.device("cpu")
     bytes_per_s = stream_bytes_per_s(asked.rounds)
     report = {
-        "machine": provenance(cpu, torch.float32),
+        "provenance": provenance(cpu, torch.float32),
         "bytes_per_s": bytes_per_s,
         "model": {"name": "smollm2-135m", "fingerprint": fingerprint(merged)},
         "forwards": compare_forwards(models, asked.rounds, bytes_per_s),

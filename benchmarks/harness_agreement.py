@@ -3,14 +3,15 @@
     python benchmarks/harness_agreement.py [--limit 200] [--tasks arc-easy piqa hellaswag lambada]
 
 The same items of the default model three times: by our own runner; by the harness through our adapter; and by the
-harness's own `hf` model, transformers on the same weights. The harness reads the items as files and words, splits and
-scores them itself. Needs `pip install 'unmask[harness]'` and transformers. Writes benchmarks/harness_agreement.json.
+harness's own `hf` model, transformers on the same weights. The harness reads the items as files, with our wording, and
+splits and scores them itself. Needs `pip install 'unmask[harness]'` and transformers. Writes
+benchmarks/harness_agreement.json.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,22 +41,24 @@ OUTPUTS = {MultipleChoice: "multiple_choice", LastWord: "loglikelihood", Written
 
 @dataclass(frozen=True)
 class Agreement:
-    """One task: our scores and theirs by metric, the largest difference of a log-likelihood, and texts that differ."""
+    """One task: scores by metric, the largest difference of a log-likelihood, and what differs item by item.
+
+    `num_other_items`: by metric, the items whose score is another.
+    """
 
     task: str
     num_items: int
     num_answers: int
     largest_difference: float
     num_other_texts: int
+    num_other_items: dict[str, int]
     ours: dict[str, float]
     theirs: dict[str, float]
 
     @property
     def is_complete(self) -> bool:
-        """Whether all scores are the same, to the last item."""
-        return all(
-            abs(self.ours[metric] - self.theirs[metric]) < 0.5 / self.num_items for metric in self.ours
-        )
+        """Whether every item has the same scores, and every text is the same."""
+        return not self.num_other_texts and not any(self.num_other_items.values())
 
 
 def agreements(
@@ -67,12 +70,13 @@ def agreements(
     found = harness_results(theirs, [harness_task(name, data, folder, limit=limit) for name in tasks])
     result = []
     for task in report.tasks:
-        own = {line["item"]: line["answers"] for line in lines if line["task"] == task.task}
-        order = [item.id for item in first_items(task.task, data, limit)]
+        own = {line["item"]: line for line in lines if line["task"] == task.task}
+        order = [own[item.id] for item in first_items(task.task, data, limit)]
+        samples = sorted(found["samples"][task.task], key=lambda sample: int(sample["doc_id"]))
         pairs = [
-            (mine, other)
-            for name, others in zip(order, answers_of(found["samples"][task.task]), strict=True)
-            for mine, other in zip(own[name], others, strict=False)  # ours go on with what only we ask
+            pair
+            for line, sample in zip(order, samples, strict=True)
+            for pair in pairs_of(line["answers"], answers_of(sample))
         ]
         scores = found["results"][task.task]
         shared = [name for name in ("acc", "acc_norm", "acc_bytes") if f"{name},none" in scores]
@@ -83,6 +87,7 @@ def agreements(
                 len(pairs),
                 max((abs(a - b) for a, b in pairs if not isinstance(a, str)), default=0.0),
                 sum(a != b for a, b in pairs if isinstance(a, str)),
+                {name: num_other(order, samples, name) for name in shared},
                 {name: task.scores[name].mean for name in shared},
                 {name: scores[f"{name},none"] for name in shared},
             )
@@ -145,13 +150,23 @@ def harness_results(model: Any, tasks: Sequence[Any]) -> dict[str, Any]:
     return results
 
 
-def answers_of(samples: Sequence[dict[str, Any]]) -> list[list[float | str]]:
-    """Return what a model answered to each document: log-likelihoods, or texts."""
-    ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
-    return [
-        [part if isinstance(part, str) else float(part[0]) for part, *_ in sample["resps"]]
-        for sample in ordered
-    ]
+def answers_of(sample: Mapping[str, Any]) -> list[float | str]:
+    """Return what a model answered to a document: log-likelihoods, or texts."""
+    return [part if isinstance(part, str) else float(part[0]) for part, *_ in sample["resps"]]
+
+
+def pairs_of(
+    ours: Sequence[float | str], theirs: Sequence[float | str]
+) -> list[tuple[float | str, float | str]]:
+    """Pair the answers to one item; ours may go on with every choice once more, unconditioned, as only we ask."""
+    if not theirs or len(ours) not in (len(theirs), 2 * len(theirs)):
+        raise ValueError(f"{len(ours)} answers of ours, {len(theirs)} of the harness")
+    return list(zip(ours, theirs, strict=False))
+
+
+def num_other(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """Count the items that the two score differently; both lists are in the order of the items."""
+    return sum(one["scores"][metric] != float(other[metric]) for one, other in zip(ours, theirs, strict=True))
 
 
 def own_model_of_the_harness() -> Any:
@@ -193,7 +208,9 @@ if __name__ == "__main__":
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, some in found.items():
         for one in some:
-            verdict = "equal scores" if one.is_complete else f"{one.ours} against {one.theirs}"
+            verdict = "equal on every item"
+            if not one.is_complete:
+                verdict = f"{one.num_other_items} items and {one.num_other_texts} texts differ"
             print(
                 f"{name}: {one.task}, {one.num_items} items, {one.num_answers} answers within "
                 f"{one.largest_difference:.1e} nats: {verdict}"

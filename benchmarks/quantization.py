@@ -152,7 +152,7 @@ def main() -> None:
     texts = [request.context + request.continuation for item in items for request in item.requests]
     transformer = models["float32"].checkpoint.transformer
     report = {
-        "machine": provenance(transformer.device, transformer.dtype),
+        "provenance": provenance(transformer.device, transformer.dtype),
         "model": {"name": asked.model, "fingerprint": fingerprint(models["float32"])},
         "text": compare_text(models, texts),
         "writing": compare_writing(models, asked.prompts, asked.max_tokens),

@@ -18,6 +18,7 @@ from unmask.evaluation.provenance import provenance
 from unmask.evaluation.published import markdown_table, published_for, published_scores
 from unmask.evaluation.tasks import TASKS
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -59,6 +60,12 @@ def test_records_are_found_and_read_by_name(folder: Path) -> None:
     assert numbers["tasks / piqa / scores / acc"].standard_error == 0.03
     assert numbers["entropy"].mean == 1.5
     assert not any("threads" in name for name in numbers)
+
+
+def test_records_of_the_repository_are_all_found() -> None:
+    found = {one.path.name: one for one in find_records(BENCHMARKS)}
+    assert set(found) == {path.name for path in BENCHMARKS.glob("*.json")}
+    assert all(one.command for one in found.values())
 
 
 def test_items_called_alike_keep_their_own_numbers(tmp_path: Path) -> None:

@@ -53,6 +53,19 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
+def test_opposite_flips_are_two_other_items() -> None:
+    ours = [{"scores": {"acc": 1.0}}, {"scores": {"acc": 0.0}}, {"scores": {"acc": 1.0}}]
+    assert BENCHMARK["num_other"](ours, [{"acc": 0.0}, {"acc": 1}, {"acc": 1}], "acc") == 2
+
+
+def test_an_item_without_all_its_answers_is_refused() -> None:
+    pairs_of = BENCHMARK["pairs_of"]
+    assert pairs_of([1.0, 2.0, 3.0, 4.0], [1.5, 2.5]) == [(1.0, 1.5), (2.0, 2.5)]
+    for theirs in ([], [1.5], [1.0, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="4 answers of ours"):
+            pairs_of([1.0, 2.0, 3.0, 4.0], theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("offline_hub")
 def test_the_harness_agrees_with_our_runner(tiny_model: Path, tmp_path: Path) -> None:
@@ -62,7 +75,8 @@ def test_the_harness_agrees_with_our_runner(tiny_model: Path, tmp_path: Path) ->
     adapter = harness_model(ModelScorer(model, Options()))
     found = BENCHMARK["agreements"](names, model, adapter, data, tmp_path, limit=2)
     assert [one.num_items for one in found] == [2] * 5
-    assert all(one.is_complete and one.num_answers and not one.num_other_texts for one in found)
+    assert all(one.is_complete for one in found)
+    assert all(set(one.num_other_items) == set(one.ours) for one in found)
     assert max(one.largest_difference for one in found) < 1e-4
 
 

@@ -15,9 +15,11 @@ from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
 from unmask.engine.side_by_side import side_by_side
 from unmask.errors import FailureError, UsageError
+from unmask.evaluation.item_record import ItemRecord
 from unmask.evaluation.ledger import StageProgress
 from unmask.evaluation.model_scorer import ModelScorer
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
+from unmask.evaluation.task_report import TaskReport
 from unmask.evaluation.tasks import find_tasks
 from unmask.evaluation.tasks.data import TaskData
 from unmask.evaluation.together import in_turn
@@ -58,12 +60,31 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_lines_of_one_solution_are_no_independent_samples() -> None:
+    (task,) = find_tasks("humaneval-infilling").values()
+    scores = {"a": [1, 1, 1, 1], "b": [0, 0], "c": [1, 0, 1]}
+    records = [
+        ItemRecord("", f"{name}/{line}", "", {"pass@1": score}, (), "", 0, 6, 3, 2 + line, 0.0)
+        for name, some in scores.items()
+        for line, score in enumerate(some)
+    ]
+    report = TaskReport.of("humaneval-infilling", task, records)
+    score = report.scores["pass@1"]
+    assert (report.num_items, score.num_samples, score.mean) == (9, 3, pytest.approx(6 / 9))
+    rest = [sum(some) - 6 / 9 * len(some) for some in scores.values()]
+    assert score.standard_error == pytest.approx(math.sqrt(sum(each**2 for each in rest) * 3 / 2) / 9)
+    assert report.tokens_per_forward is not None
+    assert report.tokens_per_forward.num_samples == 3
+
+
 def test_the_report_sums_up_the_items(model: LanguageModel, data: TaskData, tmp_path: Path) -> None:
     report = run(model, tmp_path / "out", data)
     records = lines(tmp_path / "out")
     for task in report.tasks:
         own = [record for record in records if record["task"] == task.task]
         assert task.num_items == len(own)
+        if task.task == "humaneval-infilling":
+            continue
         for metric, score in task.scores.items():
             values = [record["scores"][metric] for record in own]  # type: ignore[index]
             mean = sum(values) / len(values)

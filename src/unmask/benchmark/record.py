@@ -33,9 +33,12 @@ class Record:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Versions and machine; empty for a record without them."""
-        found = self.data.get("provenance", {})
-        return found if isinstance(found, Mapping) else {}
+        """Versions and machine, which older records call `machine`; empty for a record without them."""
+        for name in ("provenance", "machine"):
+            found = self.data.get(name)
+            if isinstance(found, Mapping) and "command" in found:
+                return found
+        return {}
 
     def numbers(self) -> dict[str, Average]:
         """Return all that was measured, by name; a number without a standard error is an average of one sample."""

@@ -23,14 +23,19 @@ class Average:
         return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
 
 
-def average(amounts: Sequence[float], sizes: Sequence[float]) -> Average | None:
+def average(
+    amounts: Sequence[float], sizes: Sequence[float], problems: Sequence[str] | None = None
+) -> Average | None:
     """Return the ratio of two totals, say tokens per forward, over samples that have some of both.
 
     The samples (prompts, windows of text) are what is drawn independently, so the standard error is theirs, by the
-    delta method (Cochran 1977, Sampling Techniques, eq. 6.13 without the finite population). None where the sizes are
-    all zero.
+    delta method (Cochran 1977, Sampling Techniques, eq. 6.13 without the finite population). With `problems` samples of
+    one problem count as one. None where the sizes are all zero.
     """
     amount, size = np.asarray(amounts, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    if problems is not None:
+        places = np.unique(problems, return_inverse=True)[1]
+        amount, size = (np.bincount(places, each).astype(np.float64) for each in (amount, size))
     amount, size = amount[size > 0], size[size > 0]
     count = len(size)
     if not count:

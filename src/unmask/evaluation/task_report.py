@@ -13,9 +13,10 @@ from unmask.evaluation.tasks.task import Kind, Task
 class TaskReport:
     """A task's scores on its first `num_items` of `of_items` items.
 
-    `scores`: means over items; `metric` names the one that counts. `digest`: SHA-256 over those of the items, in order;
-    equal digests mean equal prompts. `num_cut`: items whose prompt did not fit the window. `tokens_per_forward`: of
-    what was written, the prefill left out; None where nothing was.
+    `scores`: means over items; their samples are the problems that the items were made from. `metric` names the one
+    that counts. `digest`: SHA-256 over those of the items, in order; equal digests mean equal prompts. `num_cut`: items
+    whose prompt did not fit the window. `tokens_per_forward`: of what was written, the prefill left out; None where
+    nothing was.
     """
 
     task: str
@@ -37,11 +38,16 @@ class TaskReport:
     @classmethod
     def of(cls, name: str, task: Task, records: Sequence[ItemRecord]) -> "TaskReport":
         """Sum up the records of a task's items, one or more, in the order of the items."""
-        values: dict[str, list[float]] = {}
-        for record in records:
+        problems = [task.problem(record.item) for record in records]
+        values: dict[str, tuple[list[float], list[str]]] = {}
+        for record, problem in zip(records, problems, strict=True):
             for metric, value in record.scores.items():
-                values.setdefault(metric, []).append(value)
-        averages = {metric: average(some, [1.0] * len(some)) for metric, some in values.items()}
+                scores, of = values.setdefault(metric, ([], []))
+                scores.append(value)
+                of.append(problem)
+        averages = {
+            metric: average(scores, [1.0] * len(scores), of) for metric, (scores, of) in values.items()
+        }
         num_tokens = [record.num_tokens for record in records]
         num_decode_forwards = [record.num_decode_forwards for record in records]
         return cls(
@@ -58,6 +64,6 @@ class TaskReport:
             num_tokens=sum(num_tokens),
             num_forwards=sum(record.num_forwards for record in records),
             num_decode_forwards=sum(num_decode_forwards),
-            tokens_per_forward=average(num_tokens, num_decode_forwards),
+            tokens_per_forward=average(num_tokens, num_decode_forwards, problems),
             seconds=round(sum(record.seconds for record in records), 3),
         )

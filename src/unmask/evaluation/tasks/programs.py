@@ -53,6 +53,11 @@ def first_line(text: str) -> str:
     return found[0]
 
 
+def _solution(item: str) -> str:
+    """Return the id of the problem that a line was taken from."""
+    return item.rpartition("/")[0]
+
+
 def _mbpp(data: TaskData) -> Iterator[Item]:
     for line in data.documents("codex_mbpp/gold_bpb_0shot"):
         doc, prompt = line["doc"], line["request"]
@@ -67,7 +72,13 @@ PROGRAM_TASKS = {
         "program", "HumanEval: a function from its docstring", "test", 164, "pass@1", _humaneval
     ),
     "humaneval-infilling": Task(
-        "infilling", "HumanEval: one line of a solution, taken out", "test", 1033, "pass@1", _infilling
+        "infilling",
+        "HumanEval: one line of a solution, taken out",
+        "test",
+        1033,
+        "pass@1",
+        _infilling,
+        problem=_solution,
     ),
     "mbpp": Task("program", "MBPP: a function from a sentence and a test", "test", 500, "pass@1", _mbpp),
 }

@@ -18,7 +18,8 @@ class Task:
     """A set of items of one kind.
 
     `split` is the part of the published set, `shots` the number of solved examples in each prompt, `metric` the score
-    that counts. `load` returns the items in the order of the set, always the same.
+    that counts. `load` returns the items in the order of the set, always the same. `problem` says, by an item's id,
+    what it was made from: items of one problem were not drawn independently. Unless given, each is its own.
     """
 
     kind: Kind
@@ -28,6 +29,7 @@ class Task:
     metric: str
     load: Callable[[TaskData], Iterable[Item]]
     shots: int = 0
+    problem: Callable[[str], str] = str
 
     @property
     def runs_programs(self) -> bool:
