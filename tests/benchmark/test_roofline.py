@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny_models import CONFIG, random_transformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from command_line import Command
+from unmask.benchmark import machine_rates
 from unmask.benchmark.forward_cost import ForwardCost, ForwardShape, Machine
 from unmask.benchmark.projection import project
 from unmask.benchmark.roofline import (
     Point,
+    Roofline,
     RooflineConfig,
     break_evens,
     crossovers,
     measure_roofline,
 )
+from unmask.benchmark.roofline_picture import draw_roofline
 from unmask.decoding.language_model import load
 from unmask.errors import UsageError
+from unmask.evaluation.figure import new_figure
 from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
 
@@ -82,6 +87,43 @@ def test_break_even_and_crossover() -> None:
     timed = points({(1, 1): 1.0, (1, 8): 1.5, (2, 1): 1.0, (2, 8): 2.5, (4, 1): 1.0, (4, 8): 5.0})
     assert [each.tokens_per_forward for each in break_evens(timed)] == [1.5, 2.5, 5.0]
     assert [each.batch for each in crossovers(timed, [1.2, 2.0, 3.0, 6.0])] == [1, 2, 4, None]
+
+
+def test_the_picture_says_where_modes_lie_and_from_which_batch_ar_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {(1, 1): 1.0, (1, 8): 1.5, (2, 1): 1.0, (2, 8): 2.5, (4, 1): 1.0, (4, 8): 5.0}
+    machine = Machine("", 4.0, 8.0)
+    timed = [
+        Point(ForwardShape(batch, queries, 4), taken, 8.0 * batch * queries, 8.0, 1.0)
+        for (batch, queries), taken in seconds.items()
+    ]
+    config = RooflineConfig((1, 8), (1, 2, 4), (4,), (2.0, 6.0))
+    crossed = crossovers(timed, config.tokens_per_forward)
+    report = Roofline(config, {}, {}, machine, tuple(timed), break_evens(timed), crossed, ())
+    drawn: list[Figure] = []
+
+    def figure(num_panels: int) -> Figure:
+        drawn.append(new_figure(num_panels))
+        return drawn[0]
+
+    monkeypatch.setattr("unmask.benchmark.roofline_picture.new_figure", figure)
+    draw_roofline(report, tmp_path, block_length=8)
+    roof, _, crossing = drawn[0].axes
+    labels = [text.get_text() for text in roof.get_legend().get_texts()]
+    assert labels == ["1 query: ar", "8 queries: a block"]
+    fastest = max(point.operations / point.seconds for point in timed)
+    assert max(roof.lines[0].get_ydata()) == fastest / 1e9 > machine.operations_per_s / 1e9
+    assert [text.get_text() for text in crossing.texts] == ["2: ar from batch 2", "6: block to batch 4"]
+
+
+def test_the_roof_is_the_best_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_rates, "_SIDES", (2, 4))
+    monkeypatch.setattr(machine_rates, "_STREAM_NUMBERS", 4096)
+    monkeypatch.setattr(machine_rates, "time_calls", lambda *call, repeats: [3.0, 0.5, 2.0])
+    machine = machine_rates.measure_machine(torch.device("cpu"), torch.float32)
+    assert machine.operations_per_s == 2 * 4**3 / 0.5
+    assert machine.bytes_per_s == 4096 * 4 / 0.5
 
 
 def test_projections_follow_the_closed_form() -> None:

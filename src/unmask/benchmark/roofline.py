@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from unmask.benchmark.forward_cost import ForwardCost, ForwardShape, Machine
-from unmask.benchmark.machine_rates import measure_machine, time_median
+from unmask.benchmark.machine_rates import measure_machine, time_calls
 from unmask.benchmark.projection import Projection, project
 from unmask.decoding.language_model import LanguageModel
 from unmask.errors import UsageError
@@ -171,7 +172,7 @@ def _measure(denoiser: Denoiser, shape: ForwardShape, machine: Machine, *, repea
     cost = ForwardCost.of(config, shape, bytes_per_number=transformer.dtype.itemsize)
     return Point(
         shape,
-        time_median(forward, device, repeats=repeats),
+        median(time_calls(forward, device, repeats=repeats)),
         cost.operations,
         cost.num_bytes,
         cost.floor_s(machine),

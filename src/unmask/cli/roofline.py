@@ -66,7 +66,8 @@ def roofline(
     opened = open_model(model, adapter=adapter, dtype=dtype, device=device, offline=offline)
     with RunBar() as bar:
         report = measure_roofline(opened, config, out, bar.follow)
-        pictures = drawn(lambda: [draw_roofline(report, out)], bar)
+        length = opened.checkpoint.card.block_length
+        pictures = drawn(lambda: [draw_roofline(report, out, block_length=length)], bar)
     if json:
         print_json(asdict(report))
         return
