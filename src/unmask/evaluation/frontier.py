@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from unmask.decoding.language_model import LanguageModel
@@ -12,8 +11,10 @@ from unmask.evaluation.agreement import Agreement, measure_agreement
 from unmask.evaluation.average import Average, average
 from unmask.evaluation.fingerprint import backbone_fingerprint, described
 from unmask.evaluation.frontier_config import FrontierConfig
+from unmask.evaluation.frontier_point import FrontierPoint, TaskScore
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.length_times import LengthTime, length_ways, time_lengths
+from unmask.evaluation.matched_entropy import Matched, match_entropy, reference_of
 from unmask.evaluation.prompts import Prompt, first_prompts, prompts_digest
 from unmask.evaluation.provenance import provenance_of, timing_conditions
 from unmask.evaluation.tasks.data import TaskData
@@ -39,46 +40,6 @@ class FrontierRecord:
     way: str
     writing: Writing
     judged: Judged | None
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task in one way: its own metric."""
-
-    task: str
-    metric: str
-    score: Average
-    tokens_per_forward: Average | None
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """One way to decode. The samples of all averages are prompts, of task scores items.
-
-    `forwards_per_text`: decode forwards. `as_ar`, `as_serial`: agreement with what mode ar, and the same model one
-    token at a time (rule top-k:1), write at temperature 0; None where the model has no such mode.
-    """
-
-    way: Way
-    name: str
-    tokens_per_forward: Average | None
-    forwards_per_text: Average | None
-    quality: TextQuality
-    as_ar: Agreement | None
-    as_serial: Agreement | None
-    tasks: tuple[TaskScore, ...]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """A way at the temperature where its entropy is the reference's: bits per byte between two measured temperatures.
-
-    None where the measured entropies do not enclose the reference.
-    """
-
-    name: str
-    bits_per_byte: float | None
-    temperature: float | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +112,7 @@ def measure_frontier(
         if tasks and way.temperature == 0
     }
     points = tuple(_point(way, records, references, scores.get(way.name, ())) for way in ways)
-    reference, entropy = _reference(points)
+    reference, entropy = reference_of(points)
     report = Frontier(
         config,
         provenance_of(model),
@@ -160,7 +121,7 @@ def measure_frontier(
         points,
         reference,
         entropy,
-        () if entropy is None else _matched(points, entropy),
+        () if entropy is None else match_entropy(points, entropy),
         _times(model, config, place, observe),
     )
     place.write_json(REPORT_FILE, asdict(report))
@@ -252,40 +213,6 @@ def _point(
         agreement("serial"),
         tasks,
     )
-
-
-def _reference(points: Sequence[FrontierPoint]) -> tuple[str | None, float | None]:
-    """Return the way to compare at, and its entropy; None where only one temperature was measured."""
-    if len({point.way.temperature for point in points}) < 2:
-        return None, None
-    plain = (point for point in points if (point.way.mode, point.way.temperature) == ("ar", 1.0))
-    chosen = next(plain, points[0])
-    entropy = chosen.quality.entropy
-    return chosen.name, None if entropy is None else entropy.mean
-
-
-def _matched(points: Sequence[FrontierPoint], entropy: float) -> tuple[Matched, ...]:
-    """Interpolate every way over its temperatures, linearly between the first neighbours that enclose the entropy."""
-    ways = dict.fromkeys(replace(point.way, temperature=0.0) for point in points)
-    found = []
-    for way in ways:
-        own = sorted(
-            (
-                (point.way.temperature, point.quality.entropy.mean, point.quality.bits_per_byte.mean)
-                for point in points
-                if replace(point.way, temperature=0.0) == way
-                and point.quality.entropy is not None
-                and point.quality.bits_per_byte is not None
-            ),
-        )
-        bits = heat = None
-        for (cool, low, few), (hot, high, many) in pairwise(own):
-            if min(low, high) <= entropy <= max(low, high):
-                share = 0.0 if high == low else (entropy - low) / (high - low)
-                bits, heat = few + share * (many - few), cool + share * (hot - cool)
-                break
-        found.append(Matched(way.name, bits, heat))
-    return tuple(found)
 
 
 def _times(

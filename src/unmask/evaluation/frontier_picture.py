@@ -5,7 +5,8 @@ from pathlib import Path
 
 from unmask.evaluation.average import Average
 from unmask.evaluation.figure import error_bars, new_figure
-from unmask.evaluation.frontier import Frontier, FrontierPoint
+from unmask.evaluation.frontier import Frontier
+from unmask.evaluation.frontier_point import FrontierPoint
 
 PICTURE_FILE = "frontier.png"
 LENGTH_PICTURE_FILE = "length.png"
