@@ -88,6 +88,20 @@ def test_a_comparison_counts_standard_errors(folder: Path) -> None:
     assert found.only_before == found.only_after == ()
 
 
+@pytest.mark.parametrize(
+    ("kind", "median"),
+    [("latency", "speeds / auto int8 / tokens_per_s"), ("throughput", "points / auto int8 32 / tokens_per_s")],
+)
+def test_speed_records_are_compared_by_their_sums_not_by_their_runs(kind: str, median: str) -> None:
+    path = BENCHMARKS / f"{kind}.json"
+    names = [change.name for change in compare(path, path).changes]
+    assert f"{median} / median" in names
+    assert len(names) < 400
+    assert {name.split(" / ")[0] for name in names} == (
+        {"speeds"} if kind == "latency" else {"points", "balances"}
+    )
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,12 @@
 """``unmask batch`` at the command line: answers, resume, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from command_line import Command
 
@@ -112,9 +114,30 @@ def test_new_lines_are_answered_and_changed_ones_refused(
     write(requests, [{"prompt": "another"}, *LINES[1:]])
     refused = unmask_command(*command)
     assert refused.status == 2
-    assert "line 1 was answered for another request or with other settings" in refused.err
+    assert "line 1 was answered for another request, with other settings or other weights" in refused.err
     refused = unmask_command(*command[:-4], "--max-tokens", "3", *command[-2:])
     assert "with other settings" in refused.err
+
+
+def test_answers_of_other_weights_are_not_kept_and_a_moved_model_is_the_same(
+    unmask_command: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "model", write(tmp_path / "r.jsonl", [{"prompt": "a", "max_tokens": 2}])
+    shutil.copytree(tiny_model, folder)
+    command = ("--out", tmp_path / "answers.jsonl", "--json")
+    assert unmask_command("batch", file, folder, *command).status == 0
+    folder = folder.rename(tmp_path / "moved")
+    again = unmask_command("batch", file, folder, *command)
+    assert json.loads(again.out)["num_answered_before"] == 1, again.err
+    in_int8 = unmask_command("batch", file, folder, *command, "--quantize", "int8")
+    halved = unmask_command("batch", file, folder, *command, "--dtype", "bfloat16")
+    weights = load_file(folder / "model.safetensors")
+    name = min(weights)
+    save_file({**weights, name: weights[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+    changed = unmask_command("batch", file, folder, *command)
+    for refused in (in_int8, halved, changed):
+        assert refused.status == 2
+        assert "with other settings" in json.loads(refused.out)["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from unmask.evaluation.average import Average
 _NAMES = ("task", "name", "way", "setting", "series", "source", "model", "block_length", "shape")
 """Fields by which an item of a list is called, the first that it has."""
 
-_NOT_MEASURED = ("provenance", "config", "settings", "curve", "machine")
-"""Fields that say how a measurement was made."""
+_CASE = ("mode", "number_format", "concurrency")
+"""Fields by which an item without a name is called, all that it has."""
+
+_NOT_MEASURED = ("provenance", "config", "settings", "curve", "machine", "prompts", "runs", "crowds")
+"""Fields that say how a measurement was made, or hold the single runs that others sum up."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def _name(item: object, number: int) -> str:
                 if isinstance(inner, Mapping):
                     return str(inner.get("name") or ", ".join(str(part) for part in inner.values()))
                 return str(inner)
+        case = [str(item[key]) for key in _CASE if key in item]
+        if case:
+            return " ".join(case)
     return str(number)
 
 

@@ -160,6 +160,7 @@ def batch(
     Ctrl-C loses nothing that is finished: the same command goes on where it was stopped.
     """
     from unmask.cli.batch_file import AnswerFile, read_entries
+    from unmask.evaluation.fingerprint import fingerprint
 
     if system is not None and raw:
         raise UsageError("--raw leaves no place for --system", "write the system message into the prompts")
@@ -189,11 +190,11 @@ def batch(
     language_model = open_model(
         model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
     )
-    origin = " ".join([model, str(adapter), dtype, *([quantize] if quantize else [])])
+    weights = fingerprint(language_model)
     requests = []
     for line, entry in entries:
         try:
-            requests.append(_request(line, entry, language_model, defaults, system, raw=raw, origin=origin))
+            requests.append(_request(line, entry, language_model, defaults, system, raw=raw, weights=weights))
         except UsageError as error:
             raise UsageError(f"{file}, line {line}: {error.message}", error.remedy) from error
     engine = open_engine(language_model, cache_mib, token_budget=token_budget, max_requests=max_requests)
@@ -223,7 +224,7 @@ def _request(
     system: str | None,
     *,
     raw: bool,
-    origin: str,
+    weights: str,
 ) -> _Request:
     settings = entry.over(defaults)
     options = model.resolve(decoding_options(**settings, modes=ENGINE_MODES))
@@ -235,7 +236,7 @@ def _request(
         prompt_ids = model.encode([*opening(system), {"role": "user", "content": entry.prompt or ""}])
     else:
         prompt_ids = model.encode(entry.prompt or "", raw=raw)
-    digest = hashlib.sha256(f"{origin} {prompt_ids} {options}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{weights} {prompt_ids} {options}".encode()).hexdigest()[:16]
     return _Request(line, line if entry.id is None else entry.id, prompt_ids, options, digest)
 
 

@@ -157,7 +157,7 @@ class AnswerFile:
         known = self.digests.get(line)
         if known is not None and known != digest:
             raise UsageError(
-                f"{self.path}: line {line} was answered for another request or with other settings",
+                f"{self.path}: line {line} was answered for another request, with other settings or other weights",
                 "give another --out, or remove the file",
             )
         return known is not None
