@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Command
+from unmask.benchmark import rivals
 from unmask.benchmark.contender import Run
 from unmask.benchmark.latency import LatencyConfig, Spread, run_latency, speeds_of
 from unmask.benchmark.throughput import Crowd, balances_of, points_of
@@ -97,11 +98,30 @@ def test_the_command_writes_a_record_and_a_picture(
         (["speed"], "unknown benchmark 'speed'"),
         (["latency", "--concurrency", "2"], "--concurrency belongs to throughput"),
         (["throughput", "--against", "transformers"], "belong to latency"),
+        (["throughput", "--against", ""], "belong to latency"),
         (["latency", "--modes", "fast"], "--modes 'fast'"),
         (["latency", "--formats", "int4"], "--formats 'int4'"),
+        (["latency", "--against", "", "--gguf", "x.gguf"], "which is not among --against"),
+        (["latency", "--against", "transformers", "--gguf", "x.gguf"], "only llama.cpp reads it"),
+        (["latency", "--against", "llama.cpp", "--gguf", "x.gguf"], "--gguf x.gguf is no file"),
     ],
 )
 def test_what_is_asked_wrongly_is_refused(arguments: list[str], said: str, unmask_command: Command) -> None:
     result = unmask_command("bench", *arguments)
     assert result.status == 2
     assert said in result.err
+
+
+def test_llama_cpp_needs_a_file_and_is_left_out_by_default_where_there_is_none(
+    unmask_command: Command, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "installed_rivals", lambda: ("llama.cpp",))
+    command = ("bench", "latency", tiny_model, "--out", tmp_path / "record.json", "--modes", "ar", "--json")
+    short = ("--formats", "float32", "--max-tokens", "2", "--rounds", "1")
+    done = unmask_command(*command, *short)
+    assert done.status == 0, done.err
+    assert "llama.cpp takes no part" in done.err
+    assert set(json.loads(done.out)["speeds"]) == {"ar float32"}
+    refused = unmask_command(*command, *short, "--against", "llama.cpp")
+    assert refused.status == 2
+    assert "or leave llama.cpp out of --against" in refused.err

@@ -26,11 +26,14 @@ from unmask.engine.paged_cache import PagedRows
 from unmask.engine.pages import PageTable
 from unmask.engine.planner import STEP, Choice, Planner, Way
 from unmask.engine.request import Request
+from unmask.engine.runner import Runner
 from unmask.errors import UsageError
 from unmask.layout import Layout, Segment
 from unmask.model.cache import Cache
 from unmask.model.denoiser import Denoiser
+from unmask.model.merged import merge
 from unmask.model.packed import Packed, Part
+from unmask.model.quantize import int8_product
 from unmask.model.transformer import Transformer
 from unmask.rng import Stream
 
@@ -385,6 +388,27 @@ def test_planned_requests_write_the_greedy_text_whatever_the_plan(slope: float, 
     assert any(way.branching and way.num_predrafts for way in ways) == drafts
 
 
+def test_in_int8_only_what_writes_the_text_of_ar_to_the_bit_is_planned() -> None:
+    plain = denoiser_of(1)
+    transformer, adapter = merge(plain.transformer, plain.adapter, int8_product, exact_rows=True)
+    denoiser = replace(plain, transformer=transformer, adapter=adapter)
+    planner = Planner(FixedCurve((1, 1.0), (64, 1.0)))  # where a tree is for nothing
+    engine = Engine(denoiser, TOKENIZER, num_pages=30, page_size=3, max_requests=4, planner=planner)
+    prompts = [(*PROMPT[: 1 + seed % 4], seed) for seed in range(2, 8)]
+    places = {engine.add(prompt, options_of("auto", max_tokens=20)): prompt for prompt in prompts}
+    ways: set[Way] = set()
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, Finished):
+                wanted = generate(
+                    denoiser, TOKENIZER, places[event.request_id], options_of("ar", max_tokens=20)
+                )
+                assert event.generation.token_ids == wanted.token_ids
+        ways |= set(engine.choice.ways.values() if engine.choice else ())
+    assert any(way.block_length for way in ways)
+    assert all(way.is_linear for way in ways)
+
+
 class Whims(Planner):
     """A planner that wants something else every time, in the middle of chains of pre-drafts too."""
 
@@ -435,6 +459,23 @@ def test_generate_wants_the_engine_to_itself() -> None:
     engine.add(PROMPT, options_of("ar"))
     with pytest.raises(UsageError, match="has requests already"):
         engine.generate([(PROMPT, options_of("ar"))])
+
+
+def test_generate_leaves_nothing_behind_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, whole = engine_of(num_pages=8), (PROMPT, options_of("ar"))
+    (wanted,) = engine.generate([whole])
+    with pytest.raises(UsageError, match="the engine has 8"):
+        engine.generate([whole, (PROMPT, options_of("ar", max_tokens=500))])
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "run", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([whole, whole])
+    engine.check()
+    assert [answer.token_ids for answer in engine.generate([whole])] == [wanted.token_ids]
+
+
+def raise_interrupt(*given: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -32,6 +32,12 @@ def installed_rivals() -> tuple[str, ...]:
     return tuple(name for name, package in RIVALS.items() if find_spec(package) is not None)
 
 
+def rivals_for(model: LanguageModel, gguf: Path | None) -> tuple[str, ...]:
+    """Return the installed rivals that can hold the model: without a GGUF file llama.cpp cannot."""
+    has_file = gguf is not None or gguf_of(model) is not None
+    return tuple(name for name in installed_rivals() if name != "llama.cpp" or has_file)
+
+
 @contextmanager
 def open_rivals(names: Sequence[str], model: LanguageModel, gguf: Path | None) -> Iterator[list[Contender]]:
     """Yield rivals that hold the model's weights: float32 in `transformers`, the GGUF file's own in llama.cpp.
@@ -44,23 +50,29 @@ def open_rivals(names: Sequence[str], model: LanguageModel, gguf: Path | None) -
             raise unknown_name("rival", name, tuple(RIVALS))
         if name not in installed_rivals():
             raise UsageError(f"{name} is not installed", f"pip install {_PIP[name]}, or leave it out")
+    file = gguf or gguf_of(model)
+    if "llama.cpp" in names and file is None:
+        raise UsageError(
+            "llama.cpp needs a GGUF file, and this model was read from none",
+            "give one with --gguf, or leave llama.cpp out of --against",
+        )
     with TemporaryDirectory() as scratch:
         contenders: list[Contender] = []
         if "transformers" in names:
             contenders.append(_Transformers.of(model, Path(scratch) / "model"))
-        if "llama.cpp" in names:
-            contenders.append(_LlamaCpp.of(gguf or gguf_of(model)))
+        if "llama.cpp" in names and file is not None:
+            contenders.append(_LlamaCpp.of(file))
         yield contenders
 
 
-def gguf_of(model: LanguageModel) -> Path:
-    """Return the GGUF file that a model was read from; raise UsageError where it was none."""
+def gguf_of(model: LanguageModel) -> Path | None:
+    """Return the GGUF file that a model was read from, `None` where it was none."""
     source = model.checkpoint.card.source
     if isinstance(source, PackageSource) and (path := package_file(source, cache_directory())).is_file():
         return path
     if isinstance(source, LocalSource) and source.path.endswith(".gguf"):
         return Path(source.path)
-    raise UsageError("llama.cpp needs a GGUF file, and this model was read from none", "give one with --gguf")
+    return None
 
 
 @dataclass(frozen=True)

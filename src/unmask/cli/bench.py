@@ -65,7 +65,7 @@ def bench(
         str | None,
         typer.Option(
             help="latency: other programs, parted by commas: transformers, llama.cpp; '' for none (default: those "
-            "that are installed).",
+            "that are installed and can read the model).",
             metavar="NAME,NAME",
             show_default=False,
         ),
@@ -103,8 +103,11 @@ def bench(
         raise UsageError(f"unknown benchmark {kind!r}", f"choose from {', '.join(_KINDS)}")
     if kind == "latency" and concurrency is not None:
         raise UsageError("--concurrency belongs to throughput", "leave it out")
-    if kind == "throughput" and (against or gguf):
+    if kind == "throughput" and (against is not None or gguf is not None):
         raise UsageError("--against and --gguf belong to latency", "leave them out")
+    rivals = None if against is None else _split(against)
+    if gguf is not None:
+        _check_gguf(gguf, rivals)
     if rounds < 1 or max_tokens < 2:
         raise UsageError(f"--rounds {rounds} --max-tokens {max_tokens}: at least 1 round of 2 tokens")
     out = out or Path(f"bench-{kind}.json")
@@ -124,7 +127,6 @@ def bench(
     settle_threads("cpu")
     with RunBar() as bar:
         if kind == "latency":
-            rivals = None if against is None else _split(against)
             report: LatencyReport | ThroughputReport = _latency(
                 models, chosen, rivals, gguf, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
             )
@@ -145,6 +147,17 @@ def bench(
     print_report(_tables(report), [out, *pictures])
 
 
+def _check_gguf(gguf: Path, rivals: Sequence[str] | None) -> None:
+    """Raise UsageError for a file that is not there, or that nobody would read."""
+    from unmask.benchmark.rivals import installed_rivals
+
+    if "llama.cpp" not in (installed_rivals() if rivals is None else rivals):
+        missing = "is not installed" if rivals is None else "is not among --against"
+        raise UsageError(f"--gguf {gguf}: only llama.cpp reads it, which {missing}", "leave --gguf out")
+    if not gguf.is_file():
+        raise UsageError(f"--gguf {gguf} is no file", "check its path")
+
+
 def _latency(
     models: "Sequence[LanguageModel]",
     modes: "Sequence[Mode]",
@@ -158,14 +171,16 @@ def _latency(
 ) -> "LatencyReport":
     from unmask.benchmark.contender import number_format, own_contenders
     from unmask.benchmark.latency import LatencyConfig, LatencyReport, run_latency, speeds_of
-    from unmask.benchmark.rivals import installed_rivals, open_rivals
+    from unmask.benchmark.rivals import installed_rivals, open_rivals, rivals_for
     from unmask.evaluation.prompts import first_prompts
 
     config = LatencyConfig(prompts, max_tokens, rounds)
     asked = [(prompt, models[0].encode(prompt.text)) for prompt in first_prompts(prompts)]
     with ExitStack() as stack:
         bar.show("loading", 0, None, "")
-        names = installed_rivals() if rivals is None else rivals
+        names = rivals_for(models[0], gguf) if rivals is None else rivals
+        if rivals is None and "llama.cpp" in installed_rivals() and "llama.cpp" not in names:
+            bar.print("llama.cpp takes no part: the model was read from no GGUF file (--gguf names one)")
         others = stack.enter_context(open_rivals(names, models[0], gguf))
         own = own_contenders(models, modes, lambda said: bar.show("loading", 0, None, said))
         contenders = [*others, *own]

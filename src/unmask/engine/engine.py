@@ -114,6 +114,8 @@ class Engine:
         self._runner = Runner(denoiser, cache)
         self.planner = Planner() if planner is None else planner
         self.planner.most_open = token_budget - 1
+        # Candidates beside the trunk attend together, so that a greedy tie may turn; elsewhere it may anyway.
+        self.planner.plans_trees = not model.exact_rows
         self.choice: Choice | None = None
         self._jobs: dict[int, Job] = {}
         self._watches: dict[int, _Watch] = {}
@@ -217,18 +219,25 @@ class Engine:
     def generate(self, requests: Iterable[tuple[Sequence[int], Options]]) -> list[Generation]:
         """Run prompts with their options to their ends, together, and return the generations in the same order.
 
-        Raises FailureError, and leaves the others where they are, when a constraint leaves one without a next token.
+        Raises what `add` raises, and FailureError when a constraint leaves one without a next token. Whatever is
+        raised, none of them stays behind.
         """
         if self.has_work:
             raise UsageError("the engine has requests already", "let them finish, or step and add yourself")
-        ids = [self.add(prompt, options) for prompt, options in requests]
+        ids: list[int] = []
         done: dict[int, Generation] = {}
-        while len(done) < len(ids):
-            for event in self.step():
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Finished):
-                    done[event.request_id] = event.generation
+        try:
+            for prompt, options in requests:
+                ids.append(self.add(prompt, options))
+            while len(done) < len(ids):
+                for event in self.step():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Finished):
+                        done[event.request_id] = event.generation
+        finally:
+            for number in self._jobs.keys() & ids:
+                self.abort(number)
         return [done[number] for number in ids]
 
     def check(self) -> None:

@@ -99,7 +99,7 @@ class _Outlook:
 class Planner:
     """Chooses between steps and drafts, how long and how wide, for the most tokens per second over the batch at hand.
 
-    `curve`: what forwards cost. `overall`: experience with all requests, on which each request's own builds.
+    `plans_trees`: whether trees and pre-drafts are chosen from too. `curve`: what forwards cost. `overall`: experience with all requests, on which each request's own builds.
     `most_open`: of a verification, where the engine's budget sets a bound. `tree_s`: seconds that a request with a tree
     or pre-drafts adds to a forward beside its tokens' cost. `other_tokens`, `other_rate`: what the requests that are
     not planned add to a forward, and decide in one.
@@ -107,6 +107,7 @@ class Planner:
 
     curve: CostCurve = field(default_factory=CostCurve)
     overall: Experience = field(default_factory=Experience)
+    plans_trees: bool = True
     most_open: float = inf
     tree_s: float = 0.0
     other_tokens: float = 0.0
@@ -145,8 +146,9 @@ class Planner:
         drafting = [number for number, way in best.ways.items() if way.block_length] or [*limits]
         drafting = [number for number in drafting if limits[number]]
         longest = max((limits[number] for number in drafting), default=0)
+        fused = _FUSED if drafting and self.plans_trees else ()
         seen = self._of(drafting[0]) if len(drafting) == 1 else self.overall
-        for way in _FUSED[: len(_FUSED) if drafting else 0]:
+        for way in fused:
             if way.num_open > self.most_open or way.block_length >= 2 * longest:
                 continue
             outlook_of = {limit: _outlook(seen, way.within(limit)) for limit in set(limits.values()) if limit}
