@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import Command, Result
 from unmask.cli.failure import INTERRUPTED_STATUS, Failure
@@ -218,6 +219,27 @@ def test_a_fault_of_ours_is_one_line_too(
         == "InternalError"
     )
     assert "Traceback" in unmask_command("generate", tiny_model, "hi", "--debug").err
+
+
+def test_a_model_that_does_not_fit_is_one_line_with_a_remedy(
+    unmask_command: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unmask.cli.generate.open_model", lambda *_, **__: torch.empty(2**50))
+    done = unmask_command("generate", tiny_model, "hi")
+    assert_one_line(done, 1, "out of memory", "allocate 4503599627370496 bytes", "--quantize int8")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA out of memory")]
+)
+def test_memory_that_runs_out_is_told_alike_everywhere(error: BaseException) -> None:
+    failure = Failure.of(error)
+    assert (failure.kind, failure.exit_status) == ("OutOfMemory", 1)
+    assert failure.line.startswith("error: out of memory")
+
+
+def test_a_fault_that_speaks_of_no_memory_stays_a_fault() -> None:
+    assert Failure.of(RuntimeError("shapes differ")).kind == "InternalError"
 
 
 def test_flags_after_two_dashes_are_text(unmask_command: Command) -> None:

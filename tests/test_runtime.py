@@ -90,3 +90,8 @@ def test_usable_cores_follows_affinity_and_quota(monkeypatch: pytest.MonkeyPatch
     assert runtime.thread_count() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert runtime.thread_count() is None
+
+
+def test_memory_is_the_machines_or_the_containers() -> None:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**26 < runtime.usable_memory() <= machine

@@ -107,6 +107,19 @@ def _container_quota() -> float | None:
     return int(fields[0]) / int(fields[1])
 
 
+def usable_memory() -> int:
+    """Return the bytes of memory that this process can have at most: the machine's, capped by the container's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    for file in (group / "memory.max", group / "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        try:
+            limit = file.read_text().strip()
+        except OSError:
+            continue
+        return min(machine, int(limit)) if limit.isdigit() else machine  # "max": no limit
+    return machine
+
+
 def thread_count() -> int | None:
     """Return the number of threads torch should use, or None where its own choice stands.
 

@@ -152,6 +152,7 @@ def test_answers_of_other_weights_are_not_kept_and_a_moved_model_is_the_same(
         ([{"prompt": "a"}, {"prompt": "b", "rule": "top-k"}], [], "line 3: rule="),
         ([{"prompt": "a" * 9000, "max_tokens": 9000}], ["--cache-mib", "1"], "line 1: prompt and answer of"),
         ([{"prompt": "a"}], ["--cache-mib", "0"], "holds no page"),
+        ([{"prompt": "a"}], ["--cache-mib", "100000000"], "--cache-mib 100000000: there are"),
         ([{"prompt": "a"}], ["--token-budget", "0"], "must be 1 or more"),
         ([{"prompt": "a"}], ["--raw", "--system", "b"], "--raw leaves no place"),
         ([{"messages": [{"role": "user", "content": "a"}]}], ["--system", "b"], "messages beside --system"),

@@ -1,5 +1,6 @@
 """What an exception means to the person at the command line: one line, one exit status."""
 
+import errno
 from dataclasses import dataclass
 
 import typer
@@ -8,6 +9,10 @@ from unmask.errors import UnmaskError
 
 INTERRUPTED_STATUS = 130
 
+_LESS_MEMORY = (
+    "close other programs, or ask for less: --cache-mib, --token-budget, a smaller batch or shorter texts, "
+    "--dtype bfloat16, --quantize int8"
+)
 _INTERRUPTED, _INTERNAL = "Interrupted", "InternalError"
 
 
@@ -31,6 +36,9 @@ class Failure:
                 return cls("UsageError", message, "see --help", error.exit_code)
             case KeyboardInterrupt():
                 return cls(_INTERRUPTED, "stopped by Ctrl-C", None, INTERRUPTED_STATUS)
+            case _ if _is_out_of_memory(error):
+                reason = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". Error code")[0]
+                return cls("OutOfMemory", ": ".join(filter(None, ["out of memory", reason])), _LESS_MEMORY, 1)
             case OSError() if error.strerror is not None:
                 place = "" if error.filename is None else f"{error.filename}: "
                 return cls(type(error).__name__, f"{place}{error.strerror}", None, 1)
@@ -54,3 +62,15 @@ class Failure:
                 "exit_status": self.exit_status,
             }
         }
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, without torch: its error on CPUs is any RuntimeError, on GPUs one of its own."""
+    match error:
+        case MemoryError():
+            return True
+        case OSError():
+            return error.errno == errno.ENOMEM
+        case RuntimeError():
+            return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from unmask import __version__
 from unmask.cli.output import progress_line
 from unmask.errors import FailureError, UsageError
-from unmask.runtime import processor_name, thread_count, tune_allocator
+from unmask.runtime import processor_name, thread_count, tune_allocator, usable_memory
 
 if TYPE_CHECKING:
     from unmask.decoding.language_model import LanguageModel
@@ -83,7 +83,9 @@ def open_checkpoint(
 
 
 def count_pages(model: "LanguageModel", cache_mib: int) -> int:
-    """Return how many pages of keys and values so much memory holds."""
+    """Return how many pages of keys and values so much memory holds; UsageError for none, or more than there is."""
+    import torch
+
     from unmask.engine.engine import DEFAULT_PAGE_SIZE
     from unmask.engine.paged_cache import PagedCache
 
@@ -92,6 +94,13 @@ def count_pages(model: "LanguageModel", cache_mib: int) -> int:
     num_pages = cache_mib * 2**20 // page_bytes
     if num_pages < 1:
         raise UsageError(f"--cache-mib {cache_mib} holds no page of {page_bytes} bytes", "give more")
+    device = transformer.device
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else usable_memory()
+    if cache_mib > memory // 2**20:
+        raise UsageError(
+            f"--cache-mib {cache_mib}: there are {memory // 2**20} MiB of memory on {device}", "give less"
+        )
     return num_pages
 
 
