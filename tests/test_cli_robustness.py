@@ -230,7 +230,8 @@ def test_a_model_that_does_not_fit_is_one_line_with_a_remedy(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA out of memory")]
+    "error",
+    [MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA out of memory")],
 )
 def test_memory_that_runs_out_is_told_alike_everywhere(error: BaseException) -> None:
     failure = Failure.of(error)

@@ -90,7 +90,10 @@ def test_a_comparison_counts_standard_errors(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "median"),
-    [("latency", "speeds / auto int8 / tokens_per_s"), ("throughput", "points / auto int8 32 / tokens_per_s")],
+    [
+        ("latency", "speeds / auto int8 / tokens_per_s"),
+        ("throughput", "points / auto int8 32 / tokens_per_s"),
+    ],
 )
 def test_speed_records_are_compared_by_their_sums_not_by_their_runs(kind: str, median: str) -> None:
     path = BENCHMARKS / f"{kind}.json"

@@ -48,7 +48,7 @@ def test_contenders_take_turns() -> None:
     order: list[tuple[str, object, int]] = []
     prompts = [(Prompt(0, "chat", "x"), [1]), (Prompt(1, "chat", "y"), [2])]
     contenders = [Recorder("a"), Recorder("b")]
-    runs = run_latency(contenders, prompts, LatencyConfig(1, 40, 2), lambda *said: None)
+    runs = run_latency(contenders, prompts, LatencyConfig(1, 40, 2, {}), lambda *said: None)
     written = [(name, prompt) for name, prompt, length in order if length == 40]
     assert written[:4] == [("a", [1]), ("b", [1]), ("a", [2]), ("b", [2])]
     assert written[4:] == [("b", [1]), ("a", [1]), ("b", [2]), ("a", [2])]
@@ -68,7 +68,7 @@ def test_the_command_writes_a_record_and_a_picture(
 ) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "record.json"
-    own = ["--against", "transformers"] if kind == "latency" else ["--concurrency", "1,3"]
+    own = ["--against", "transformers"] if kind == "latency" else ["--concurrency", "1,7"]
     result = unmask_command(
         "bench", kind, tiny_model, "--out", out, "--max-tokens", "6", "--rounds", "1", *own, "--json"
     )
@@ -77,13 +77,18 @@ def test_the_command_writes_a_record_and_a_picture(
     assert json.loads(result.out) == record
     assert record["model"]["fingerprint"]
     assert out.with_suffix(".png").stat().st_size
+    conditions = record["config"]["conditions"]
+    assert conditions["options"]["speculative"]["block_length"] == 4
+    assert conditions["options"]["diffusion"]["rule"].startswith("Threshold")
+    assert conditions["token_budget"] == 512
     if kind == "throughput":
         assert {(p["mode"], p["number_format"], p["concurrency"]) for p in record["points"]} == {
             (mode, number_format, size)
             for mode in ("ar", "diffusion", "speculative", "auto")
             for number_format in ("float32", "int8")
-            for size in (1, 3)
+            for size in (1, 7)
         }
+        assert (record["config"]["num_prompts"], len(record["prompts"])) == (2, 12)
         assert all(crowd["num_tokens"] == 6 * crowd["concurrency"] for crowd in record["crowds"])
         return
     assert record["baseline"] == "transformers float32"

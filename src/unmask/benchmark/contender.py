@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from unmask.decoding.generate import stream
@@ -10,7 +10,7 @@ from unmask.decoding.generation import Generation
 from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.mode import Mode
 from unmask.decoding.options import Options
-from unmask.engine.engine import DEFAULT_PAGE_SIZE, Engine, Finished, Progress
+from unmask.engine.engine import DEFAULT_PAGE_SIZE, DEFAULT_TOKEN_BUDGET, Engine, Finished, Progress
 from unmask.engine.planner import Planner
 
 
@@ -107,6 +107,20 @@ def own_contenders(
 def options_of(model: LanguageModel, mode: Mode, max_tokens: int) -> Options:
     """Return the greedy options of a benchmark; the rule of mode diffusion is the default one."""
     return model.resolve(Options(mode=mode, max_tokens=max_tokens, stop_token_ids=()))
+
+
+def conditions_of(model: LanguageModel, modes: Sequence[Mode], max_tokens: int) -> dict[str, object]:
+    """Return what decides how the modes write, as plain values: the options given or resolved, the engine's sizes."""
+    options = {}
+    for mode in modes:
+        resolved = options_of(model, mode, max_tokens)
+        values = {field.name: getattr(resolved, field.name) for field in fields(Options)}
+        options[mode] = {
+            name: value if isinstance(value, int | float | str) else str(value)
+            for name, value in values.items()
+            if value != getattr(Options, name)
+        }
+    return {"options": options, "token_budget": DEFAULT_TOKEN_BUDGET, "page_size": DEFAULT_PAGE_SIZE}
 
 
 def engine_for(

@@ -12,11 +12,15 @@ WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """What is asked: a number of tokens after each prompt, all contenders one after the other, round after round."""
+    """What is asked: a number of tokens after each prompt, all contenders one after the other, round after round.
+
+    `num_prompts` is of each kind. `conditions`: see `conditions_of`.
+    """
 
     num_prompts: int
     max_tokens: int
     num_rounds: int
+    conditions: Mapping[str, object]
 
 
 @dataclass(frozen=True)

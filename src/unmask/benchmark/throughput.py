@@ -14,12 +14,18 @@ from unmask.engine.planner import Planner
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """What is asked: as many requests at once as `concurrencies` says, in every mode, round after round."""
+    """What is asked: as many requests at once as `concurrencies` says, in every mode, round after round.
+
+    `num_prompts` is of each kind; where they are fewer than the requests, texts come more than once. `conditions`: see
+    `conditions_of`.
+    """
 
     concurrencies: tuple[int, ...]
     modes: tuple[Mode, ...]
     max_tokens: int
     num_rounds: int
+    num_prompts: int
+    conditions: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,12 @@ class Balance:
 
 @dataclass(frozen=True)
 class ThroughputReport:
-    """All runs and what they sum up to."""
+    """All runs and what they sum up to; `prompts` by their numbers."""
 
     config: ThroughputConfig
     provenance: Mapping[str, object]
     model: Mapping[str, object]
+    prompts: tuple[int, ...]
     points: tuple[Point, ...]
     balances: tuple[Balance, ...]
     crowds: tuple[Crowd, ...] = field(repr=False)

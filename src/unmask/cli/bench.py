@@ -14,7 +14,6 @@ from unmask.cli.arguments import (
     AdapterOption,
     DebugFlag,
     JsonFlag,
-    NumPromptsOption,
     OfflineFlag,
     OptionalModel,
 )
@@ -22,13 +21,12 @@ from unmask.cli.number_list import read_numbers
 from unmask.cli.output import print_json
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model, settle_threads
-from unmask.cli.tables import add_row, drawn, new_table, print_report
+from unmask.cli.speed_tables import speed_tables
+from unmask.cli.tables import drawn, print_report
 from unmask.errors import FailureError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from unmask.benchmark.latency import LatencyReport, Spread
+    from unmask.benchmark.latency import LatencyReport
     from unmask.benchmark.throughput import ThroughputReport
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.mode import Mode
@@ -78,7 +76,15 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    prompts: NumPromptsOption = 1,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts of each of the six kinds, 40 at most (default: 1 for latency; for throughput as many as the "
+            "largest --concurrency takes, so that no text comes twice).",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     concurrency: Annotated[
         str | None,
         typer.Option(
@@ -127,13 +133,15 @@ def bench(
     settle_threads("cpu")
     with RunBar() as bar:
         if kind == "latency":
+            wanted = 1 if prompts is None else prompts
             report: LatencyReport | ThroughputReport = _latency(
-                models, chosen, rivals, gguf, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
+                models, chosen, rivals, gguf, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
             )
         else:
             sizes = read_numbers(concurrency or "1,2,4,8,16,32", "--concurrency", int)
+            wanted = _prompts_for(max(sizes)) if prompts is None else prompts
             report = _throughput(
-                models, chosen, sizes, bar, prompts=prompts, max_tokens=max_tokens, rounds=rounds
+                models, chosen, sizes, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
             )
         record = {"kind": kind, **asdict(report)}
         try:
@@ -144,7 +152,7 @@ def bench(
     if json:
         print_json(record)
         return
-    print_report(_tables(report), [out, *pictures])
+    print_report(speed_tables(report), [out, *pictures])
 
 
 def _check_gguf(gguf: Path, rivals: Sequence[str] | None) -> None:
@@ -169,12 +177,12 @@ def _latency(
     max_tokens: int,
     rounds: int,
 ) -> "LatencyReport":
-    from unmask.benchmark.contender import number_format, own_contenders
+    from unmask.benchmark.contender import conditions_of, number_format, own_contenders
     from unmask.benchmark.latency import LatencyConfig, LatencyReport, run_latency, speeds_of
     from unmask.benchmark.rivals import installed_rivals, open_rivals, rivals_for
     from unmask.evaluation.prompts import first_prompts
 
-    config = LatencyConfig(prompts, max_tokens, rounds)
+    config = LatencyConfig(prompts, max_tokens, rounds, conditions_of(models[0], modes, max_tokens))
     asked = [(prompt, models[0].encode(prompt.text)) for prompt in first_prompts(prompts)]
     with ExitStack() as stack:
         bar.show("loading", 0, None, "")
@@ -209,6 +217,7 @@ def _throughput(
     max_tokens: int,
     rounds: int,
 ) -> "ThroughputReport":
+    from unmask.benchmark.contender import conditions_of
     from unmask.benchmark.throughput import (
         ThroughputConfig,
         ThroughputReport,
@@ -218,13 +227,25 @@ def _throughput(
     )
     from unmask.evaluation.prompts import first_prompts
 
-    config = ThroughputConfig(sizes, tuple(modes), max_tokens, rounds)
-    asked = [models[0].encode(prompt.text) for prompt in first_prompts(prompts)]
+    conditions = conditions_of(models[0], modes, max_tokens)
+    config = ThroughputConfig(sizes, tuple(modes), max_tokens, rounds, prompts, conditions)
+    chosen = first_prompts(prompts)
+    asked = [models[0].encode(prompt.text) for prompt in chosen]
     crowds = run_throughput(
         models, asked, config, lambda done, total, said: bar.show("runs", done, total, said)
     )
     points = points_of(crowds)
-    return ThroughputReport(config, *_described(models[0]), points, balances_of(points), tuple(crowds))
+    numbers = tuple(prompt.number for prompt in chosen)
+    return ThroughputReport(
+        config, *_described(models[0]), numbers, points, balances_of(points), tuple(crowds)
+    )
+
+
+def _prompts_for(num_requests: int) -> int:
+    """Return how many prompts of each kind so many requests take, all of them where there are not enough."""
+    from unmask.evaluation.prompts import all_prompts, kinds
+
+    return min(-(-num_requests // len(kinds())), len(all_prompts()) // len(kinds()))
 
 
 def _described(model: "LanguageModel") -> tuple[dict[str, object], dict[str, object]]:
@@ -240,64 +261,6 @@ def _draw(report: "LatencyReport | ThroughputReport", path: Path) -> Path:
     from unmask.benchmark.speed_pictures import draw_latency, draw_throughput
 
     return draw_latency(report, path) if isinstance(report, LatencyReport) else draw_throughput(report, path)
-
-
-def _tables(report: "LatencyReport | ThroughputReport") -> "list[Table]":
-    from unmask.benchmark.latency import LatencyReport
-
-    if isinstance(report, LatencyReport):
-        return [_speed_table(report)]
-    return [
-        _crowd_table(report, number_format)
-        for number_format in {p.number_format: None for p in report.points}
-    ]
-
-
-def _speed_table(report: "LatencyReport") -> "Table":
-    config = report.config
-    table = new_table(
-        f"{config.max_tokens} tokens after each of {len(report.prompts)} prompts, {config.num_rounds} round(s): "
-        "median (least to greatest)",
-        *("way to write", "tokens/s", "decoding only", f"x {report.baseline}"),
-        *("ms to first token", "tokens/forward", "same text as"),
-    )
-    for name, speed in report.speeds.items():
-        add_row(
-            table,
-            name,
-            _range(speed.tokens_per_s, ".1f"),
-            f"{speed.decode_tokens_per_s.median:.1f}",
-            _range(speed.ratio, ".2f"),
-            f"{1000 * speed.first_token_s.median:.0f}",
-            "" if speed.tokens_per_forward is None else f"{speed.tokens_per_forward:.2f}",
-            ""
-            if name == speed.reference
-            else f"{speed.reference}: {speed.num_equal} of {len(report.prompts)}",
-        )
-    return table
-
-
-def _crowd_table(report: "ThroughputReport", number_format: str) -> "Table":
-    modes = report.config.modes
-    table = new_table(
-        f"tokens/s in {number_format}, {report.config.max_tokens} tokens each: median (least to greatest)",
-        *("requests at once", *modes, "auto / best of ar, speculative"),
-    )
-    points = {(p.concurrency, p.mode): p for p in report.points if p.number_format == number_format}
-    balances = {b.concurrency: b for b in report.balances if b.number_format == number_format}
-    for size in report.config.concurrencies:
-        balance = balances.get(size)
-        add_row(
-            table,
-            str(size),
-            *(_range(points[size, mode].tokens_per_s, ".1f") for mode in modes),
-            "" if balance is None else f"{balance.auto_over_best:.2f}",
-        )
-    return table
-
-
-def _range(spread: "Spread", form: str) -> str:
-    return f"{spread.median:{form}} ({spread.least:{form}} to {spread.greatest:{form}})"
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.layout import Island, Layout
 from unmask.model.cache import Cache
 
-_MOST_SINGLE = 64  # tokens of a prompt beyond which queries run together whatever is asked
+_MOST_SINGLE = 64  # tokens of a root: of more, as in prompts, one by one would take more than twice as long
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class _Group:
 class AttentionPlan:
     """What every layer of one forward does alike: the groups, their masks and their places in the cache.
 
-    `single_queries`: decided tokens attend one by one, so that what comes out, bit for bit, does not depend on how many
-    of them run together.
+    `single_queries`: the tokens of a causal root on a cache row attend one by one, so that what comes out, bit for bit,
+    does not depend on how many of them run together. The tokens of a root of more than 64, and all branches, attend
+    together.
     """
 
     def __init__(
