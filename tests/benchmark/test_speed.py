@@ -1,6 +1,7 @@
 """Speed benchmarks: the sums are right, and both commands run to their record on a tiny model."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from unmask.benchmark import rivals
 from unmask.benchmark.contender import Run
 from unmask.benchmark.latency import LatencyConfig, Spread, run_latency, speeds_of
 from unmask.benchmark.throughput import Crowd, balances_of, points_of
+from unmask.evaluation.ledger import Ledger
 from unmask.evaluation.prompts import Prompt
+from unmask.training.run_folder import RunFolder
 
 
 def run(first_s: float, seconds: float, tokens: tuple[int, ...] = (1, 2, 3, 4)) -> Run:
@@ -36,23 +39,39 @@ def test_speeds_are_sums_over_prompts_and_medians_over_rounds() -> None:
     assert (slow.num_equal, fast.num_equal) == (2, 1)
 
 
-def test_contenders_take_turns() -> None:
+def test_contenders_take_turns_and_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     class Recorder:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def write(self, prompt_ids: object, max_tokens: int) -> Run:
             order.append((self.name, prompt_ids, max_tokens))
+            if len(order) in stops:
+                stops.clear()
+                raise KeyboardInterrupt
             return run(1, 2)
 
     order: list[tuple[str, object, int]] = []
+    stops = [7]
     prompts = [(Prompt(0, "chat", "x"), [1]), (Prompt(1, "chat", "y"), [2])]
     contenders = [Recorder("a"), Recorder("b")]
-    runs = run_latency(contenders, prompts, LatencyConfig(1, 40, 2, {}), lambda *said: None)
+
+    def write() -> Mapping[str, Sequence[Sequence[Run]]]:
+        ledger = Ledger(RunFolder(tmp_path, "benchmark"), "runs.jsonl", Run)
+        return run_latency(contenders, prompts, LatencyConfig(1, 40, 2, {}), ledger, lambda progress: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    stopped = order.pop()  # before it was written
+    runs = write()
     written = [(name, prompt) for name, prompt, length in order if length == 40]
+    assert written[4] == stopped[:2]
     assert written[:4] == [("a", [1]), ("b", [1]), ("a", [2]), ("b", [2])]
     assert written[4:] == [("b", [1]), ("a", [1]), ("b", [2]), ("a", [2])]
     assert [len(own) for own in runs["a"]] == [2, 2]
+    num_written = len(order)
+    assert write() == runs
+    assert len(order) == num_written
 
 
 def test_the_balance_is_against_the_best_lossless_mode() -> None:
@@ -77,6 +96,7 @@ def test_the_command_writes_a_record_and_a_picture(
     assert json.loads(result.out) == record
     assert record["model"]["fingerprint"]
     assert out.with_suffix(".png").stat().st_size
+    assert not out.with_suffix(".runs").exists()
     conditions = record["config"]["conditions"]
     assert conditions["options"]["speculative"]["block_length"] == 4
     assert conditions["options"]["diffusion"]["rule"].startswith("Threshold")

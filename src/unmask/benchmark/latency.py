@@ -1,10 +1,11 @@
 """How fast one request is written: this package's modes and other programs, taking turns on the same prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from unmask.benchmark.contender import Contender, Run
+from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 from unmask.evaluation.prompts import Prompt
 
 WARM_UP_TOKENS = 16
@@ -69,34 +70,36 @@ class LatencyReport:
     runs: Mapping[str, tuple[tuple[Run, ...], ...]]
 
 
-Observe = Callable[[int, int, str], None]
-"""Told how many texts are written, how many there will be, and what is written now."""
-
-
 def run_latency(
     contenders: Sequence[Contender],
     prompts: Sequence[tuple[Prompt, Sequence[int]]],
     config: LatencyConfig,
-    observe: Observe,
+    ledger: Ledger[Run],
+    observe: Observer,
 ) -> dict[str, tuple[tuple[Run, ...], ...]]:
     """Let every contender write after every prompt, once short to warm up and then in turns; the runs by name.
 
     A machine's own speed varies within minutes, so contenders alternate prompt by prompt, and each round begins with
-    another of them.
+    another of them. Runs that the ledger has are not made again.
     """
-    for contender in contenders:
-        observe(0, 1, f"warming up {contender.name}")
-        contender.write(prompts[0][1], WARM_UP_TOKENS)
+    turns = [
+        (contender, place)
+        for number in range(config.num_rounds)
+        for first in [number % len(contenders)]
+        for place in range(len(prompts))
+        for contender in (*contenders[first:], *contenders[:first])
+    ]
+    if len(ledger.records) < len(turns):
+        for done, contender in enumerate(contenders):
+            observe(StageProgress("warming up", done, len(contenders)))
+            contender.write(prompts[0][1], WARM_UP_TOKENS)
+        observe(StageProgress("warming up", len(contenders), len(contenders)))
+    written = ledger.fill(
+        turns, lambda turn: turn[0].write(prompts[turn[1]][1], config.max_tokens), "texts", observe
+    )
     runs: dict[str, list[list[Run]]] = {each.name: [[] for _ in prompts] for each in contenders}
-    total, done = len(contenders) * len(prompts) * config.num_rounds, 0
-    for number in range(config.num_rounds):
-        first = number % len(contenders)
-        for place, (_, prompt_ids) in enumerate(prompts):
-            for contender in (*contenders[first:], *contenders[:first]):
-                observe(done, total, contender.name)
-                runs[contender.name][place].append(contender.write(prompt_ids, config.max_tokens))
-                done += 1
-    observe(total, total, "done")
+    for (contender, place), run in zip(turns, written, strict=True):
+        runs[contender.name][place].append(run)
     return {name: tuple(tuple(own) for own in by_prompt) for name, by_prompt in runs.items()}
 
 

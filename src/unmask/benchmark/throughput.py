@@ -1,7 +1,7 @@
 """How fast many requests are written together: each mode of the engine, by the number of requests at once."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from unmask.benchmark.contender import calibrated, engine_for, number_format, options_of
@@ -10,6 +10,7 @@ from unmask.decoding.language_model import LanguageModel
 from unmask.decoding.mode import Mode
 from unmask.engine.engine import Finished
 from unmask.engine.planner import Planner
+from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,23 @@ class ThroughputReport:
     crowds: tuple[Crowd, ...] = field(repr=False)
 
 
-Observe = Callable[[int, int, str], None]
-"""Told how many runs are done, how many there will be, and what runs now."""
-
-
 def run_throughput(
     models: Sequence[LanguageModel],
     prompts: Sequence[Sequence[int]],
     config: ThroughputConfig,
-    observe: Observe,
+    ledger: Ledger[Crowd],
+    observe: Observer,
 ) -> list[Crowd]:
-    """Run every mode with every number of requests, taking turns; prompts are used again where they are too few."""
+    """Run every mode with every number of requests, taking turns; prompts are used again where they are too few.
+
+    Runs that the ledger has are not made again.
+    """
     planners: list[Planner] = []
-    for model in models:
-        observe(0, 1, f"measuring forwards in {number_format(model)}")
+    for done, model in enumerate(models):
+        observe(StageProgress("measuring forwards", done, len(models)))
         planners.append(calibrated(model))
         _run(model, planners[-1], config.modes[0], prompts[:1], max_tokens=8)  # a warm-up
+    observe(StageProgress("measuring forwards", len(models), len(models)))
     cases = [
         (concurrency, number, mode)
         for concurrency in config.concurrencies
@@ -102,13 +104,13 @@ def run_throughput(
         for number in range(len(models))
         for mode in config.modes
     ]
-    crowds = []
-    for done, (concurrency, number, mode) in enumerate(cases):
-        observe(done, len(cases), f"{mode} {number_format(models[number])}, {concurrency} at once")
+
+    def run(case: tuple[int, int, Mode]) -> Crowd:
+        concurrency, number, mode = case
         chosen = [prompts[place % len(prompts)] for place in range(concurrency)]
-        crowds.append(_run(models[number], planners[number], mode, chosen, max_tokens=config.max_tokens))
-    observe(len(cases), len(cases), "done")
-    return crowds
+        return _run(models[number], planners[number], mode, chosen, max_tokens=config.max_tokens)
+
+    return ledger.fill(cases, run, "runs", observe)
 
 
 def points_of(crowds: Sequence[Crowd]) -> tuple[Point, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,12 +24,16 @@ from unmask.cli.session import open_model, settle_threads
 from unmask.cli.speed_tables import speed_tables
 from unmask.cli.tables import drawn, print_report
 from unmask.errors import FailureError, UsageError
+from unmask.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from unmask.benchmark.latency import LatencyReport
-    from unmask.benchmark.throughput import ThroughputReport
+    from unmask.benchmark.latency import LatencyConfig, LatencyReport
+    from unmask.benchmark.throughput import ThroughputConfig, ThroughputReport
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.mode import Mode
+    from unmask.evaluation.ledger import Ledger
+
+R = TypeVar("R")
 
 _KINDS = ("latency", "throughput")
 _FORMATS = {"float32": None, "int8": "int8"}
@@ -102,7 +106,10 @@ def bench(
     json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Measure tokens per second on this machine's CPU: all ways to write take turns, greedily, on the same prompts."""
+    """Measure tokens per second on this machine's CPU: all ways to write take turns, greedily, on the same prompts.
+
+    Ctrl-C loses nothing that is measured: the same command goes on where it was stopped.
+    """
     from unmask.decoding.mode import ENGINE_MODES
 
     if kind not in _KINDS:
@@ -117,7 +124,7 @@ def bench(
     if rounds < 1 or max_tokens < 2:
         raise UsageError(f"--rounds {rounds} --max-tokens {max_tokens}: at least 1 round of 2 tokens")
     out = out or Path(f"bench-{kind}.json")
-    picture = out.with_suffix(".png")
+    picture, place = out.with_suffix(".png"), RunFolder(out.with_suffix(".runs"), "speed benchmark")
     chosen = _chosen(modes, "--modes", ENGINE_MODES)
     models = [
         open_model(
@@ -135,19 +142,20 @@ def bench(
         if kind == "latency":
             wanted = 1 if prompts is None else prompts
             report: LatencyReport | ThroughputReport = _latency(
-                models, chosen, rivals, gguf, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
+                models, chosen, rivals, gguf, place, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
             )
         else:
             sizes = read_numbers(concurrency or "1,2,4,8,16,32", "--concurrency", int)
             wanted = _prompts_for(max(sizes)) if prompts is None else prompts
             report = _throughput(
-                models, chosen, sizes, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
+                models, chosen, sizes, place, bar, prompts=wanted, max_tokens=max_tokens, rounds=rounds
             )
         record = {"kind": kind, **asdict(report)}
         try:
             out.write_text(json_format.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise FailureError(f"cannot write {out}: {error.strerror}", "check --out") from error
+        place.discard(place.path)
         pictures = drawn(lambda: [_draw(report, picture)], bar)
     if json:
         print_json(record)
@@ -171,13 +179,14 @@ def _latency(
     modes: "Sequence[Mode]",
     rivals: Sequence[str] | None,
     gguf: Path | None,
+    place: "RunFolder",
     bar: RunBar,
     *,
     prompts: int,
     max_tokens: int,
     rounds: int,
 ) -> "LatencyReport":
-    from unmask.benchmark.contender import conditions_of, number_format, own_contenders
+    from unmask.benchmark.contender import Run, conditions_of, number_format, own_contenders
     from unmask.benchmark.latency import LatencyConfig, LatencyReport, run_latency, speeds_of
     from unmask.benchmark.rivals import installed_rivals, open_rivals, rivals_for
     from unmask.evaluation.prompts import first_prompts
@@ -193,9 +202,8 @@ def _latency(
         own = own_contenders(models, modes, lambda said: bar.show("loading", 0, None, said))
         contenders = [*others, *own]
         bar.show("loading", 1, 1, "")
-        runs = run_latency(
-            contenders, asked, config, lambda done, total, said: bar.show("texts", done, total, said)
-        )
+        ledger = _ledger(place, Run, models[0], config, [contender.name for contender in contenders])
+        runs = run_latency(contenders, asked, config, ledger, bar.follow)
     first = own[0].name
     references = dict.fromkeys(runs, first)
     for model in models:
@@ -211,14 +219,16 @@ def _throughput(
     models: "Sequence[LanguageModel]",
     modes: "Sequence[Mode]",
     sizes: tuple[int, ...],
+    place: "RunFolder",
     bar: RunBar,
     *,
     prompts: int,
     max_tokens: int,
     rounds: int,
 ) -> "ThroughputReport":
-    from unmask.benchmark.contender import conditions_of
+    from unmask.benchmark.contender import conditions_of, number_format
     from unmask.benchmark.throughput import (
+        Crowd,
         ThroughputConfig,
         ThroughputReport,
         balances_of,
@@ -231,14 +241,36 @@ def _throughput(
     config = ThroughputConfig(sizes, tuple(modes), max_tokens, rounds, prompts, conditions)
     chosen = first_prompts(prompts)
     asked = [models[0].encode(prompt.text) for prompt in chosen]
-    crowds = run_throughput(
-        models, asked, config, lambda done, total, said: bar.show("runs", done, total, said)
-    )
+    ledger = _ledger(place, Crowd, models[0], config, [number_format(model) for model in models])
+    crowds = run_throughput(models, asked, config, ledger, bar.follow)
     points = points_of(crowds)
     numbers = tuple(prompt.number for prompt in chosen)
     return ThroughputReport(
         config, *_described(models[0]), numbers, points, balances_of(points), tuple(crowds)
     )
+
+
+def _ledger(
+    place: "RunFolder",
+    record: type[R],
+    model: "LanguageModel",
+    config: "LatencyConfig | ThroughputConfig",
+    contenders: Sequence[str],
+) -> "Ledger[R]":
+    """Return the runs that were made before with the same settings on the same machine."""
+    from unmask.evaluation.ledger import Ledger
+
+    machine, described = _described(model)
+    place.claim_settings(
+        {
+            **asdict(config),
+            "contenders": list(contenders),
+            "model": described,
+            "processor": machine["processor"],
+            "threads": machine["threads"],
+        }
+    )
+    return Ledger(place, "runs.jsonl", record)
 
 
 def _prompts_for(num_requests: int) -> int:

@@ -132,8 +132,9 @@ class Engine:
         planner chooses between steps and drafts of at most `block_length`, with or without trees and pre-drafts,
         whatever is faster with all that runs. The law stays the autoregressive one, and so, up to rounding, does greedy
         text; which tokens are drawn from it depends on the choices. Of a model of `exact_rows` only steps and linear
-        drafts are chosen, so that no choice changes a bit. Raises UsageError for what the model or the engine cannot do,
-        and then takes nothing.
+        drafts are chosen, so that no choice changes a bit.
+
+        Raises UsageError for what the model or the engine cannot do, and then takes nothing.
         """
         options = options.resolve(
             block_length=None, stop_token_ids=(), sampler=default_sampler(self._denoiser)

@@ -100,9 +100,10 @@ class Planner:
     """Chooses between steps and drafts, how long and how wide, for the most tokens per second over the batch at hand.
 
     `curve`: what forwards cost. `overall`: experience with all requests, on which each request's own builds.
-    `plans_trees`: whether trees and pre-drafts may be chosen, which an engine says of its model. `most_open`: of a verification, where the engine's budget sets a bound. `tree_s`: seconds that a request with a tree
-    or pre-drafts adds to a forward beside its tokens' cost. `other_tokens`, `other_rate`: what the requests that are
-    not planned add to a forward, and decide in one.
+    `plans_trees`: whether trees and pre-drafts may be chosen; the engine sets it by its model. `most_open`: of a
+    verification, where the engine's budget sets a bound. `tree_s`: seconds that a request with a tree or pre-drafts
+    adds to a forward beside its tokens' cost. `other_tokens`, `other_rate`: what the requests that are not planned add
+    to a forward, and decide in one.
     """
 
     curve: CostCurve = field(default_factory=CostCurve)
