@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.layout import Island, Layout
 from unmask.model.cache import Cache
 
-_MOST_SINGLE = 64  # tokens of a root: of more, as in prompts, one by one would take more than twice as long
+_MOST_SINGLE = 64  # tokens of a root: of more, as in prompts, attention one by one would take much longer
 
 
 @dataclass(frozen=True)
