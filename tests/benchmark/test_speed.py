@@ -117,6 +117,19 @@ def test_the_command_writes_a_record_and_a_picture(
         assert record["speeds"][name]["num_equal"] == len(record["prompts"]), name
 
 
+@pytest.mark.parametrize("kind", ["latency", "throughput"])
+def test_what_fails_before_the_first_run_leaves_no_folder(
+    kind: str, unmask_command: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    own = ["--against", ""] if kind == "latency" else ["--concurrency", "1"]
+    command = ("bench", kind, "tiny-ar", "--formats", "float32", "--max-tokens", "2", "--rounds", "1")
+    for modes, status in (("auto", 2), ("ar", 0)):
+        done = unmask_command(*command, *own, "--out", tmp_path / "record.json", "--modes", modes)
+        assert done.status == status, done.err
+        assert not list(tmp_path.glob("*.runs*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

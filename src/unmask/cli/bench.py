@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,13 +27,10 @@ from unmask.errors import FailureError, UsageError
 from unmask.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from unmask.benchmark.latency import LatencyConfig, LatencyReport
-    from unmask.benchmark.throughput import ThroughputConfig, ThroughputReport
+    from unmask.benchmark.latency import LatencyReport
+    from unmask.benchmark.throughput import ThroughputReport
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.mode import Mode
-    from unmask.evaluation.ledger import Ledger
-
-R = TypeVar("R")
 
 _KINDS = ("latency", "throughput")
 _FORMATS = {"float32": None, "int8": "int8"}
@@ -187,6 +184,7 @@ def _latency(
     rounds: int,
 ) -> "LatencyReport":
     from unmask.benchmark.contender import Run, conditions_of, number_format, own_contenders
+    from unmask.benchmark.kept_runs import kept_runs
     from unmask.benchmark.latency import LatencyConfig, LatencyReport, run_latency, speeds_of
     from unmask.benchmark.rivals import installed_rivals, open_rivals, rivals_for
     from unmask.evaluation.prompts import first_prompts
@@ -202,7 +200,8 @@ def _latency(
         own = own_contenders(models, modes, lambda said: bar.show("loading", 0, None, said))
         contenders = [*others, *own]
         bar.show("loading", 1, 1, "")
-        ledger = _ledger(place, Run, models[0], config, [contender.name for contender in contenders])
+        present = [contender.name for contender in contenders]
+        ledger = stack.enter_context(kept_runs(place, Run, models[0], config, present))
         runs = run_latency(contenders, asked, config, ledger, bar.follow)
     first = own[0].name
     references = dict.fromkeys(runs, first)
@@ -227,6 +226,7 @@ def _throughput(
     rounds: int,
 ) -> "ThroughputReport":
     from unmask.benchmark.contender import conditions_of, number_format
+    from unmask.benchmark.kept_runs import kept_runs
     from unmask.benchmark.throughput import (
         Crowd,
         ThroughputConfig,
@@ -241,36 +241,14 @@ def _throughput(
     config = ThroughputConfig(sizes, tuple(modes), max_tokens, rounds, prompts, conditions)
     chosen = first_prompts(prompts)
     asked = [models[0].encode(prompt.text) for prompt in chosen]
-    ledger = _ledger(place, Crowd, models[0], config, [number_format(model) for model in models])
-    crowds = run_throughput(models, asked, config, ledger, bar.follow)
+    formats = [number_format(model) for model in models]
+    with kept_runs(place, Crowd, models[0], config, formats) as ledger:
+        crowds = run_throughput(models, asked, config, ledger, bar.follow)
     points = points_of(crowds)
     numbers = tuple(prompt.number for prompt in chosen)
     return ThroughputReport(
         config, *_described(models[0]), numbers, points, balances_of(points), tuple(crowds)
     )
-
-
-def _ledger(
-    place: "RunFolder",
-    record: type[R],
-    model: "LanguageModel",
-    config: "LatencyConfig | ThroughputConfig",
-    contenders: Sequence[str],
-) -> "Ledger[R]":
-    """Return the runs that were made before with the same settings on the same machine."""
-    from unmask.evaluation.ledger import Ledger
-
-    machine, described = _described(model)
-    place.claim_settings(
-        {
-            **asdict(config),
-            "contenders": list(contenders),
-            "model": described,
-            "processor": machine["processor"],
-            "threads": machine["threads"],
-        }
-    )
-    return Ledger(place, "runs.jsonl", record)
 
 
 def _prompts_for(num_requests: int) -> int:
