@@ -79,6 +79,12 @@ class Registry(Generic[T]):
             )
         return kind(*values)
 
+    def spell(self: "Registry[type[Named]]", item: Named) -> str:
+        """Return the text that `parse` reads as `item`, whose class is one of the registered."""
+        name = next(name for name, kind in self._items.items() if kind is type(item))
+        numbers = [str(getattr(item, field.name)) for field in fields(item)]  # type: ignore[arg-type]
+        return ":".join([name, ",".join(numbers)]) if numbers else name
+
     @cached_property
     def _offered(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}

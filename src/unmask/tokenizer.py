@@ -1,5 +1,6 @@
 """Text to tokens and back, bare or as a conversation."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,26 @@ class Tokenizer:
         """The id that ends a text or turn, where the model has one."""
         return self._named_id("eos_token")
 
+    @property
+    def beginning(self) -> list[int]:
+        """What stands for an empty context: what a bare prompt starts with, or else what begins or ends a text.
+
+        UsageError for a model that has no such token.
+        """
+        if self.prefix_ids:
+            return list(self.prefix_ids)
+        for token in (self.bos_id, self.eos_id):
+            if token is not None:
+                return [token]
+        raise UsageError(
+            "this model has no token to begin a text with", "give a context, or name one in its tokenizer"
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that decides which ids a text has."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
     def token_id(self, text: str) -> int | None:
         """Return the id of the token spelled exactly `text`, special or not."""
         return self.backend.token_to_id(text)
@@ -97,6 +118,11 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the ids of `text` alone; special-token text in it is plain text unless `allow_special`."""
         return self._encode_pieces(self._split(text) if allow_special else [text])
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of `text` as `encode` does, and which of its characters each begins with or within."""
+        found = self.backend.encode(text, add_special_tokens=False)
+        return found.ids, [begin for begin, _ in found.offsets]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a bare prompt: what the model expects before any text (say BOS), then `text`."""

@@ -1,4 +1,4 @@
-"""``unmask eval``: what a model scores on zero-shot tasks."""
+"""``unmask eval``: what a model scores on zero-shot tasks, and how probable it finds a text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,15 +30,15 @@ from unmask.cli.arguments import (
     TreeSizeOption,
 )
 from unmask.cli.output import print_json, print_note
-from unmask.cli.request import decoding_options
+from unmask.cli.request import decoding_options, own_mode
 from unmask.cli.run_bar import RunBar
 from unmask.cli.session import open_model
-from unmask.cli.tables import add_row, new_table, print_tables
+from unmask.cli.tables import add_row, new_table, print_tables, with_error
+from unmask.cli.text_likelihood import measure_texts, read_files
 from unmask.decoding.mode import ENGINE_MODES
 from unmask.errors import UsageError
 
 if TYPE_CHECKING:
-    from unmask.evaluation.average import Average
     from unmask.evaluation.tasks.task import Task
     from unmask.evaluation.zero_shot import EvaluationReport
 
@@ -54,25 +54,45 @@ def eval(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead of tasks: how probable this text is, in nats per token and bits per byte. .txt, .txt.xz or "
+            ".jsonl; may be repeated.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of items and report; what was asked there is not asked again.",
+            help="Folder of items and report; what was asked there is not asked again. Without it the likelihood of a "
+            "text is printed only.",
             metavar="FOLDER",
             show_default=False,
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
     limit: Annotated[
-        int | None, typer.Option(help="The first N items of each task, all unless given.", metavar="N")
+        int | None, typer.Option(help="The first N items of each task or windows of each text.", metavar="N")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a text that are measured with one another in sight (default: 256, or what the model "
+            "holds).",
+            metavar="N",
+            show_default=False,
+        ),
     ] = None,
     mode: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How to write: ar, diffusion, speculative (fewer forwards, the text of ar), or auto: ar or "
-            "speculative, as the engine finds faster while it runs."
+            "speculative, as the engine finds faster while it runs; the model's own way unless given.",
+            show_default=False,
         ),
-    ] = "ar",
+    ] = None,
     rule: RuleOption = None,
     sampler: SamplerOption = None,
     block_length: BlockLengthOption = None,
@@ -86,9 +106,9 @@ def eval(
     likelihood: Annotated[
         str | None,
         typer.Option(
-            help="How choices are scored: ar (exact, the default in modes ar and speculative), bound:32 (samples of "
-            "the diffusion bound, the default in mode diffusion), duel (exact under the rule), flow:16,2 (steps and "
-            "samples of the probability flow of a continuous model).",
+            help="How choices and texts are scored: ar (exact, the default in modes ar and speculative), bound:32 "
+            "(samples of the diffusion bound, the default in mode diffusion), duel (exact under the rule), flow:16,2 "
+            "(steps and samples of the probability flow of a continuous model).",
             metavar="KIND",
             show_default=False,
         ),
@@ -104,7 +124,7 @@ def eval(
     json: JsonFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Measure a model on zero-shot tasks.
+    """Measure a model on zero-shot tasks, or how probable it finds a text.
 
     Stop with Ctrl-C and give the same command again to go on.
     """
@@ -113,15 +133,27 @@ def eval(
     if list_:
         _print_tasks({name: TASKS.get(name) for name in TASKS.names()}, json=json)
         return
-    if tasks is None or out is None:
+    _check_what_to_measure(tasks, text, out, window)
+    if compare and (json or text):
         raise UsageError(
-            f"{'--tasks' if tasks is None else '--out'} is missing", "unmask eval --list lists the tasks"
+            "--compare is for tables of tasks, and there is none", "leave out --compare, or --json and --text"
         )
-    if compare and json:
-        raise UsageError("--compare is for tables, and --json prints none", "leave one of them out")
-    chosen = find_tasks(tasks)
+    unused = {
+        "--rule": rule is not None and likelihood != "duel",
+        "--steps": num_steps is not None and likelihood != "duel",
+        "--sampler": sampler is not None,
+        "--tree-size": tree_size is not None,
+        "--predrafts": num_predrafts is not None,
+        "--temperature": temperature != 0,
+        "--top-p": top_p != 1,
+        "--top-k": top_k != 0,
+    }
+    if text and (name := next((name for name, given in unused.items() if given), None)):
+        raise UsageError(f"{name} changes nothing about the likelihood of a text", "leave it out")
+    chosen = find_tasks(tasks) if tasks else {}
+    texts = read_files(text or [])
     options = decoding_options(
-        mode=mode,
+        mode=mode or own_mode(model),
         rule=rule,
         sampler=sampler,
         block_length=block_length,
@@ -146,6 +178,10 @@ def eval(
     opened = open_model(
         model, adapter=adapter, dtype=dtype, device=device, offline=offline, quantize=quantize
     )
+    if texts:
+        measure_texts(opened, texts, out, options, likelihood=kind, window=window, limit=limit, json=json)
+        return
+    assert out is not None  # checked above
     from unmask.engine.side_by_side import side_by_side
     from unmask.evaluation.tasks.data import TaskData
     from unmask.evaluation.zero_shot import evaluate
@@ -173,6 +209,22 @@ def eval(
     if compare:
         _print_published([task.task for task in report.tasks])
     print_note(f"every item, and the report: {out}")
+
+
+def _check_what_to_measure(
+    tasks: str | None, text: list[Path] | None, out: Path | None, window: int | None
+) -> None:
+    if text:
+        if tasks is not None:
+            raise UsageError("--tasks and --text were both given", "measure one after the other")
+        return
+    if tasks is None or out is None:
+        raise UsageError(
+            f"{'--tasks' if tasks is None else '--out'} is missing",
+            "unmask eval --list lists the tasks; --text FILE measures a text instead",
+        )
+    if window is not None:
+        raise UsageError("--window is for texts, and --tasks was given", "leave it out")
 
 
 def _warn_of_weak_confinement() -> None:
@@ -218,11 +270,11 @@ def _print_report(report: "EvaluationReport") -> None:
     for task in report.tasks:
         items = f"{task.num_items}" + ("" if task.num_items == task.of_items else f" of {task.of_items}")
         per_forward = task.tokens_per_forward
-        speed = ("", "") if per_forward is None else (f"{task.num_forwards}", _with_error(per_forward))
+        speed = ("", "") if per_forward is None else (f"{task.num_forwards}", with_error(per_forward))
         for index, (metric, score) in enumerate(task.scores.items()):
             name, count, *rest = (task.task, items, *speed) if index == 0 else ("",) * 4
             style = "bold" if metric == task.metric else ""
-            table.add_row(*(Text(cell, style) for cell in (name, count, metric, _with_error(score), *rest)))
+            table.add_row(*(Text(cell, style) for cell in (name, count, metric, with_error(score), *rest)))
     print_tables(table)
 
 
@@ -237,8 +289,3 @@ def _print_published(tasks: "list[str]") -> None:
         speed = "" if entry.tokens_per_forward is None else f"{entry.tokens_per_forward:g}"
         add_row(table, entry.model, entry.mode, *scores, speed, entry.source)
     print_tables(table)
-
-
-def _with_error(score: "Average") -> str:
-    error = score.standard_error
-    return f"{score.mean:.4f}" + ("" if error is None else f" ± {error:.4f}")

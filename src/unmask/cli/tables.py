@@ -57,6 +57,12 @@ def shown(value: "Average | None") -> str:
     return "" if value is None else str(value)
 
 
+def with_error(value: "Average") -> str:
+    """Return an average to four places, with its standard error where it has one."""
+    error = value.standard_error
+    return f"{value.mean:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
 def drawn(draw: Callable[[], list[Path]], bar: RunBar) -> list[Path]:
     """Draw pictures and return their paths; where they cannot be drawn, say why."""
     try:

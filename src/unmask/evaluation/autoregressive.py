@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ _HEAD_ROWS = 256
 @dataclass(frozen=True)
 class Autoregressive:
     """Log-likelihoods by the chain rule."""
+
+    law: ClassVar[str] = "exact"
 
     def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
         """Refuse a model that predicts no next tokens."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Bound:
     for a draw.
     """
 
+    law: ClassVar[str] = "an upper bound on the nats"
     num_samples: int = 32
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class Flow:
     continuation at once. Every continuation draws noise of its own, by its tokens.
     """
 
+    law: ClassVar[str] = "the probability flow's own, up to its finite steps"
     num_steps: int = 16
     num_samples: int = 2
 
@@ -140,6 +143,8 @@ class Duel:
     Block by block after the context, or, with full attention, over the whole continuation; `num_steps` for each. The
     law is the model's own, whatever the temperature.
     """
+
+    law: ClassVar[str] = "exact under the rule"
 
     def prepare(self, model: LanguageModel, options: Options) -> Likelihood:
         """Refuse a model without a mask token."""

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.errors import FailureError, UsageError
+from unmask.errors import FailureError
 from unmask.evaluation.average import Average, average
 from unmask.evaluation.canvas_blocks import CanvasBlocks
 from unmask.evaluation.likelihood import autoregressive_nll, block_bound
@@ -53,6 +54,16 @@ class WindowScore:
     bounds: dict[str, float]
 
 
+class Sized(Protocol):
+    """What the nats of a window are divided by."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Averages over the tokens and bytes of a text; the samples are windows."""
@@ -62,10 +73,10 @@ class Likelihood:
     bits_per_byte: Average
 
     @classmethod
-    def of(cls, nats: Sequence[float], scores: Sequence[WindowScore]) -> "Likelihood":
+    def of(cls, nats: Sequence[float], windows: Sequence[Sized]) -> "Likelihood":
         """Average the nats of some windows."""
-        per_token = average(nats, [score.num_tokens for score in scores])
-        per_byte = average(nats, [score.num_bytes for score in scores])
+        per_token = average(nats, [window.num_tokens for window in windows])
+        per_byte = average(nats, [window.num_bytes for window in windows])
         assert per_token is not None  # there is at least one window
         assert per_byte is not None
         perplexity = math.exp(per_token.mean)
@@ -128,10 +139,7 @@ def windows_of_texts(source: str, texts: Iterable[str], tokenizer: Tokenizer) ->
 
 
 def _windows(source: str, pieces: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[Window]:
-    start = [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None][:1]
-    given = [*tokenizer.prefix_ids] or start
-    if not given:
-        raise UsageError("this model has no token to begin a text with", "judge it without held-out text")
+    given = tokenizer.beginning
     return [
         Window(
             source,

@@ -12,7 +12,7 @@ from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.canvas_likelihood import Bound, Duel, Flow
-from unmask.evaluation.continuations import Continuation, LikelihoodKind
+from unmask.evaluation.continuations import Continuation, LikelihoodKind, rolling
 from unmask.evaluation.scoring import Generated, GenerationRequest, LikelihoodRequest, LogLikelihood
 from unmask.evaluation.together import Asked, Together, in_turn
 from unmask.registry import Registry
@@ -88,14 +88,19 @@ class ModelScorer:
             tokens = (*context, *scored)
             continuations.append(Continuation(tokens[-self._window - 1 :], len(scored)))
             dropped.append(max(0, len(tokens) - self._window - 1))
-        answers = self._likelihood(continuations)
+        answers = self.score(continuations)
         return [replace(answer, num_dropped=count) for answer, count in zip(answers, dropped, strict=True)]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[LogLikelihood]:
         """Return the likelihood of whole texts: each token once, after as many as the window holds."""
-        windows = [list(self._windows(text)) for text in texts]
-        answers = iter(self._likelihood([window for some in windows for window in some]))
+        tokenizer = self._model.tokenizer
+        windows = [list(rolling(tokenizer.beginning, tokenizer.encode(text), self._window)) for text in texts]
+        answers = iter(self.score([window for some in windows for window in some]))
         return [_sum([next(answers) for _ in some]) for some in windows]
+
+    def score(self, continuations: Sequence[Continuation]) -> list[LogLikelihood]:
+        """Return the likelihood of tokens that are at hand, of no more than the model's window."""
+        return self._likelihood(continuations)
 
     def generate_until(self, requests: Sequence[GenerationRequest]) -> list[Generated]:
         """Write on from each context, cut at its beginning where it is too long."""
@@ -156,35 +161,15 @@ class ModelScorer:
         tokenizer = self._model.tokenizer
         stripped = context.rstrip()
         if not context:
-            before, after = self._beginning(), tokenizer.encode(continuation)
+            before, after = tokenizer.beginning, tokenizer.encode(continuation)
         else:
             before = tokenizer.encode_prompt(stripped)
             after = tokenizer.encode_prompt(context + continuation)[len(before) :]
         if not before:
-            before = self._beginning()
+            before = tokenizer.beginning
         if not after:
             raise UsageError(f"the continuation {continuation!r} adds no token to its context")
         return before, after
-
-    def _beginning(self) -> list[int]:
-        """Return what stands for an empty context: what begins a text, or else what ends one."""
-        tokenizer = self._model.tokenizer
-        fallback = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        beginning = list(tokenizer.prefix_ids) or ([] if fallback is None else [fallback])
-        if not beginning:
-            raise UsageError(
-                "the context is empty, and this model has no token to begin a text with", "give a context"
-            )
-        return beginning
-
-    def _windows(self, text: str) -> Iterator[Continuation]:
-        """Yield a text in stretches, each predicted from the window that ends before its last token."""
-        tokens = [*self._beginning(), *self._model.tokenizer.encode(text)]
-        begin = 1
-        while begin < len(tokens):
-            end = min(begin + self._window, len(tokens))
-            yield Continuation(tuple(tokens[max(0, end - self._window - 1) : end]), end - begin)
-            begin = end
 
 
 def _sum(answers: Sequence[LogLikelihood]) -> LogLikelihood:
