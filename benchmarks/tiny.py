@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -36,10 +36,11 @@ from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import parse_sampler
 from unmask.decoding.sampling import sample
+from unmask.evaluation.autoregressive import Autoregressive
 from unmask.evaluation.average import Average, average
-from unmask.evaluation.canvas_likelihood import gaussian_denoiser
-from unmask.evaluation.gaussian_likelihood import flow_likelihood, gaussian_bound
-from unmask.evaluation.likelihood import bound
+from unmask.evaluation.canvas_likelihood import Bound, Flow
+from unmask.evaluation.continuations import Continuation, LikelihoodKind
+from unmask.evaluation.model_scorer import ModelScorer
 from unmask.evaluation.provenance import provenance
 from unmask.evaluation.written import distinct_pairs, judged_bits, judged_bits_per_byte, unigram_entropy
 from unmask.runtime import thread_count, tune_allocator
@@ -124,13 +125,12 @@ def by_noise(model: LanguageModel, sampler: str) -> Write:
     return write
 
 
-def bits_per_byte(nats: Tensor, num_bytes: list[int]) -> Average:
-    found = average(nats.tolist(), num_bytes)
+def bits_per_byte(nats: list[float], num_bytes: list[int]) -> Average:
+    found = average(nats, num_bytes)
     assert found is not None
     return found.scaled(1 / math.log(2))
 
 
-@torch.no_grad()
 def likelihoods(
     ar: LanguageModel,
     masked: LanguageModel,
@@ -142,39 +142,21 @@ def likelihoods(
 ) -> dict[str, dict[str, object]]:
     """Return bits per byte of rows of tokens after their first; the standard errors are over texts."""
     num_bytes = [len(ar.tokenizer.decode(row, skip_special=False).encode()) for row in texts[:, 1:].tolist()]
-    scored = torch.arange(texts.shape[1]).expand(texts.shape) > 0
-    found = {"ar, exact": judged_bits(ar.denoiser, texts) * (texts.shape[1] - 1) * math.log(2)}
-    generator = torch.Generator().manual_seed(SEED)
-    found["masked, bound"] = bound(
-        masked.denoiser.whole,
-        texts,
-        masked.denoiser.process,
-        generator,
-        num_samples=NUM_NOISE_SAMPLES,
-        scored=scored,
-    ).mean
-    denoiser, process = gaussian_denoiser(continuous.denoiser)
-    found["continuous, bound"] = gaussian_bound(
-        denoiser, texts, process, generator, num_samples=NUM_NOISE_SAMPLES, scored=scored
-    ).mean
-    # Weights that are laid out for inference have no gradients, which the flow needs.
-    denoiser, process = gaussian_denoiser(LanguageModel(continuous.checkpoint).denoiser)
-    some = slice(num_flow)
-    found["continuous, flow"] = flow_likelihood(
-        denoiser,
-        texts[some],
-        process,
-        generator,
-        num_steps=flow_steps,
-        num_samples=2,
-        scored=scored[some],
-        batch_rows=16,
-    ).mean
-    table = {name: asdict(bits_per_byte(nats, num_bytes[: len(nats)])) for name, nats in found.items()}
-    table["continuous, bound on the texts of the flow"] = asdict(
-        bits_per_byte(found["continuous, bound"][some], num_bytes[some])
-    )
-    return table
+    rows = [Continuation(tuple(row), len(row) - 1) for row in texts.tolist()]
+
+    def nats(model: LanguageModel, kind: LikelihoodKind, some: Sequence[Continuation]) -> list[float]:
+        options = Options(mode="ar" if model is ar else "diffusion", seed=SEED)
+        return [-answer.nats for answer in ModelScorer(model, options, kind).score(some)]
+
+    bounds = nats(continuous, Bound(NUM_NOISE_SAMPLES), rows)
+    found = {
+        "ar, exact": nats(ar, Autoregressive(), rows),
+        "masked, bound": nats(masked, Bound(NUM_NOISE_SAMPLES), rows),
+        "continuous, bound": bounds,
+        "continuous, flow": nats(continuous, Flow(flow_steps, 2), rows[:num_flow]),
+        "continuous, bound on the texts of the flow": bounds[:num_flow],
+    }
+    return {name: asdict(bits_per_byte(some, num_bytes[: len(some)])) for name, some in found.items()}
 
 
 def quality(tokens: Tensor, ar: LanguageModel, judge: LanguageModel) -> dict[str, object]:
