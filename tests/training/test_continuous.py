@@ -25,7 +25,7 @@ from unmask.decoding.generation import Generation, Snapshot
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import parse_sampler
-from unmask.decoding.sampling import Guided
+from unmask.decoding.guidance import Guided
 from unmask.diffusion.gaussian import GaussianDenoiser
 from unmask.diffusion.gaussian_objective import given_rows
 from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES

@@ -80,6 +80,16 @@ NumStepsOption = Annotated[
         metavar="N",
     ),
 ]
+GuidanceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="diffusion, models that see whole texts both ways: how far to lean towards the prompt, away from what is "
+        "likely without it, in two forwards a step; 0 is off. self:W leans on the last forward instead "
+        "(docs/sampling.md).",
+        metavar="W",
+        show_default=False,
+    ),
+]
 TreeSizeOption = Annotated[
     int | None,
     typer.Option(

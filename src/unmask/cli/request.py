@@ -20,6 +20,7 @@ def decoding_options(
     sampler: str | None = None,
     block_length: int | None = None,
     num_steps: int | None = None,
+    guidance: str | None = None,
     tree_size: int | None = None,
     num_predrafts: int | None = None,
     temperature: float = 0.0,
@@ -38,6 +39,7 @@ def decoding_options(
     modes: tuple[Mode, ...] = MODES,
 ) -> "Options":
     """Return checked options; UsageError names what is unknown or does not go with the mode, one of `modes`."""
+    from unmask.decoding.guidance import read_guidance
     from unmask.decoding.options import Options
     from unmask.decoding.rules import RULES
     from unmask.decoding.samplers import parse_sampler
@@ -55,6 +57,7 @@ def decoding_options(
         sampler=None if sampler is None else parse_sampler(sampler),
         block_length=block_length,
         num_steps=num_steps,
+        guidance=read_guidance(guidance),
         tree_size=tree_size,
         num_predrafts=num_predrafts,
         max_tokens=max_tokens,

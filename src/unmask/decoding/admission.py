@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS, GaussianAncestral, GaussianSampler
+from unmask.decoding.guidance import Guidance
 from unmask.decoding.options import DEFAULT_GAUSSIAN_SAMPLER, AnySampler, Options
 from unmask.decoding.samplers import Ancestral
 from unmask.diffusion.masked import Masked
@@ -38,6 +39,8 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
         raise UsageError(f"mode {options.mode!r}: drafts are masks, and this model has none", instead)
     if options.mode != "diffusion" and not denoiser.predicts_next:
         raise UsageError(f"mode {options.mode!r}: this model was not trained to predict next tokens", instead)
+    if options.guidance is not None:
+        _admit_guidance(denoiser, options.guidance)
     if not prompt_ids:
         raise UsageError("the prompt has no tokens", "give a text")
     strange = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
@@ -69,6 +72,20 @@ def admit(denoiser: Denoiser, prompt_ids: Sequence[int], options: Options) -> in
     if beyond:
         raise UsageError(f"stop_token_ids: {beyond[0]} is outside the vocabulary of {config.vocab_size}")
     return min(options.max_tokens, config.max_positions - len(prompt_ids))
+
+
+def _admit_guidance(denoiser: Denoiser, guidance: Guidance) -> None:
+    if not denoiser.full_attention:
+        raise UsageError(
+            f"guidance {guidance.weight:g}: this model reads its prompt from left to right and cannot see it as noise",
+            "leave it out, or choose a model of full attention",
+        )
+    ports = denoiser.conditioning
+    if guidance.by == "self" and (ports is None or ports.belief is None):
+        raise UsageError(
+            f"guidance self:{guidance.weight:g}: this model was trained without self-conditioning",
+            f"use {guidance.weight:g}, which guides by the prompt, or train with self_conditioning = true",
+        )
 
 
 def gaussian_sampler(options: Options) -> GaussianSampler:

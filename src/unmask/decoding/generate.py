@@ -19,6 +19,7 @@ from unmask.decoding.request import Request
 from unmask.decoding.sampling import Sampled, sampling
 from unmask.decoding.speculation import accept
 from unmask.decoding.tree_speculation import speculate
+from unmask.diffusion.denoising import DenoiserFunction
 from unmask.errors import UsageError
 from unmask.model.denoiser import Denoiser, Draft
 from unmask.rng import Stream
@@ -144,8 +145,9 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
     assert sampler is not None
     tokens, free = request.free_canvas()
     length, first = int(free.sum()), int(free[0].long().argmax())
+    shape = tuple(tokens.shape)
     states = sampling(
-        request.denoise(start),
+        _led(request, request.denoise(start), shape, lambda source: process.prior(shape, source), 1.0),
         process,
         tokens,
         free,
@@ -164,12 +166,17 @@ def _by_sampler(request: Request, start: int) -> Generator[Snapshot, None, Tenso
 
 def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tensor]:
     """Let a whole canvas of a continuous model sharpen out of noise; what is shown before the end are proposals."""
-    options, denoiser = request.options, request.denoiser.informed()
+    options, informed = request.options, request.denoiser.informed()
     tokens, free = request.free_canvas()
-    device = request.denoiser.transformer.device
+    device, process = request.denoiser.transformer.device, informed.process
+    shape, (_, high) = tuple(tokens.shape), process.schedule.ends()
+
+    def noise(source: torch.Generator) -> Tensor:
+        return torch.randn(*shape, process.size, generator=source).to(process.embeddings)
+
     states = gaussian_sampling(
-        denoiser,
-        denoiser.process,
+        _led(request, informed, shape, noise, float(high)),
+        process,
         tokens.to(device),
         free.to(device),
         gaussian_sampler(options),
@@ -182,20 +189,36 @@ def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tens
     return (yield from _follow(request, states, places, lambda state: torch.zeros_like(state.noisy)))
 
 
+def _led(
+    request: Request,
+    denoiser: DenoiserFunction,
+    shape: tuple[int, ...],
+    noise: Callable[[torch.Generator], Tensor],
+    level: float,
+) -> DenoiserFunction:
+    """Return a denoiser of rows of a shape guided as the options ask; the noise in the prompt's place is drawn once."""
+    guidance = request.options.guidance
+    if guidance is None:
+        return denoiser
+    source = torch.Generator().manual_seed(request.options.seed % 2**63)
+    return guidance.lead(denoiser, request.told(shape[1]), noise(source), level)
+
+
 def _follow(
     request: Request, states: Iterator[Sampled], places: slice, is_open: Callable[[Sampled], Tensor]
 ) -> Generator[Snapshot, None, Tensor]:
     """Show and count every forward of a sampler; decide the `places` of the row it ends with."""
-    transcript = request.transcript
+    transcript, forwards_each = request.transcript, 1 if request.options.guidance is None else 2
     num_before, num_forwards = len(transcript.token_ids), request.num_decode_forwards
     for state in states:
-        request.num_forwards += int(state.num_forwards) - (request.num_decode_forwards - num_forwards)
-        request.num_decode_forwards = num_forwards + int(state.num_forwards)
+        done = int(state.num_forwards) * forwards_each
+        request.num_forwards += done - (request.num_decode_forwards - num_forwards)
+        request.num_decode_forwards = num_forwards + done
         written, unsure, steps = (
             part[0, places] for part in (state.tokens, is_open(state), state.decided_at)
         )
-        canvas = Canvas(written, unsure, steps.clamp_min(1) + num_forwards)
-        if int(state.num_forwards):
+        canvas = Canvas(written, unsure, steps.clamp_min(1) * forwards_each + num_forwards)
+        if done:
             confidence = state.confidence[0, places].tolist() if isinstance(state, Sharpened) else ()
             yield replace(request.snapshot("denoise", canvas, num_before), confidence=tuple(confidence))
     for token, step in zip(written.tolist(), canvas.decided_at.tolist(), strict=True):

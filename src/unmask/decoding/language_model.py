@@ -10,6 +10,7 @@ from unmask.decoding.admission import default_sampler
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Event, Generation
+from unmask.decoding.guidance import Guidance, read_guidance
 from unmask.decoding.mode import Mode
 from unmask.decoding.options import AnySampler, Options
 from unmask.decoding.rules import RULES, Rule
@@ -83,6 +84,7 @@ class LanguageModel:
         rule: Rule | str | None = None,
         sampler: AnySampler | str | None = None,
         num_steps: int | None = None,
+        guidance: Guidance | str | float | None = None,
         tree_size: int | None = None,
         num_predrafts: int | None = None,
         temperature: float = 0.0,
@@ -111,6 +113,7 @@ class LanguageModel:
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
             sampler=parse_sampler(sampler) if isinstance(sampler, str) else sampler,
             num_steps=num_steps,
+            guidance=read_guidance(guidance),
             tree_size=tree_size,
             num_predrafts=num_predrafts,
             temperature=temperature,
@@ -139,6 +142,7 @@ class LanguageModel:
         rule: Rule | str | None = None,
         sampler: AnySampler | str | None = None,
         num_steps: int | None = None,
+        guidance: Guidance | str | float | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -159,6 +163,7 @@ class LanguageModel:
             rule=RULES.parse(rule) if isinstance(rule, str) else rule,
             sampler=parse_sampler(sampler) if isinstance(sampler, str) else sampler,
             num_steps=num_steps,
+            guidance=read_guidance(guidance),
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,

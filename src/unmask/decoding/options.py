@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from unmask.decoding.candidates import Shape
 from unmask.decoding.constraint import Constraint
 from unmask.decoding.gaussian_samplers import GaussianSampler, Multistep
+from unmask.decoding.guidance import Guidance
 from unmask.decoding.mode import ENGINE_MODES, Mode
 from unmask.decoding.rules import Rule, Threshold
 from unmask.decoding.sampler import Sampler
@@ -35,6 +36,7 @@ class Options:
     model a `GaussianSampler`.
     `num_steps` (diffusion): most denoise forwards per block; what a rule leaves open is spread evenly over
     them, and a continuous model makes exactly so many, 64 unless given.
+    `guidance` (diffusion, models that see whole texts both ways): two forwards a step, led towards the prompt.
     `tree_size` (speculative): most candidates of a draft, several at a place; without it there is one at each.
     `num_predrafts` (speculative): so many of the likeliest places where a verification may stop have their next draft
     in the same forward.
@@ -56,6 +58,7 @@ class Options:
     rule: Rule | None = None
     sampler: AnySampler | None = None
     num_steps: int | None = None
+    guidance: Guidance | None = None
     tree_size: int | None = None
     num_predrafts: int | None = None
     temperature: float = 0.0
@@ -81,6 +84,7 @@ class Options:
             self._refuse("rule", "only mode 'diffusion' chooses what to commit")
             self._refuse("sampler", "only mode 'diffusion' denoises")
             self._refuse("num_steps", "only mode 'diffusion' denoises in steps")
+            self._refuse("guidance", "only mode 'diffusion' sees the prompt as noise")
         else:
             self._refuse("num_logprobs", "a canvas gives no law of a next token")
         if self.mode != "speculative":
@@ -113,6 +117,11 @@ class Options:
             self.sampler is None or isinstance(self.sampler, AnySampler),
             "sampler",
             "must be a Sampler; parse_sampler reads a text",
+        )
+        self._check(
+            self.guidance is None or isinstance(self.guidance, Guidance),
+            "guidance",
+            "must be a Guidance; read_guidance reads a number or a text",
         )
         self._check(self.sampler is None or self.rule is None, "sampler", "cannot be given with a rule too")
         self._check(

@@ -90,6 +90,11 @@ class Request:
         places = torch.arange(tokens.shape[1])[None] - len(before)
         return tokens, (places >= 0) & (places < length)
 
+    def told(self, length: int) -> Tensor:
+        """Return which places of a whole sequence of this length the caller has given: (1, L) bool."""
+        places = torch.arange(length)[None]
+        return (places < len(self.prompt_ids)) | (places >= length - len(self.options.suffix_ids))
+
     def causal(self, tokens: Tensor, start: int, *, num_heads: int) -> Tensor:
         """Run tokens after the prompt from `start` on: (num_heads, V) logits."""
         self.count()

@@ -138,28 +138,6 @@ def sampling(
         yield Sampled(tokens, noisy, decided_at, num_forwards)
 
 
-@dataclass(frozen=True)
-class Guided:
-    """A denoiser led by two: log p = weight log p_conditional + (1 - weight) log p_unconditional, normalised.
-
-    Classifier-free guidance on the law of the clean token (Schiff et al. 2024, arXiv 2412.10193; Nie et al. 2025,
-    arXiv 2502.09992). Weight 1 is the conditional denoiser, 0 the unconditional one. What either rules out stays ruled
-    out. Each call is two forwards of a model. The same leads denoisers of noisy embeddings, which are told gamma; and a
-    denoiser led by itself without its belief is guided by self-conditioning.
-    """
-
-    conditional: DenoiserFunction
-    unconditional: DenoiserFunction
-    weight: float
-
-    def __call__(self, tokens: Tensor, time: Tensor, belief: Tensor | None = None, /) -> Tensor:
-        """Return logits (B, L, K) of noisy `tokens`; both denoisers are given the same."""
-        wanted = self.conditional(tokens, time, belief).log_softmax(-1)
-        plain = self.unconditional(tokens, time, belief).log_softmax(-1)
-        is_possible = (wanted > -torch.inf) & (plain > -torch.inf)
-        return (self.weight * wanted + (1 - self.weight) * plain).where(is_possible, -torch.inf)
-
-
 def _check(
     process: Process, tokens: Tensor, free: Tensor, sampler: Sampler, steps: int, seeds: Sequence[int]
 ) -> None:
