@@ -169,6 +169,7 @@ def test_a_likelihood_is_spelled_as_it_is_read(spelled: str) -> None:
         ("tiny-ar --text text.txt --tasks piqa", 2, "--tasks and --text were both given"),
         ("tiny-ar --text text.txt --temperature 1", 2, "--temperature changes nothing"),
         ("tiny-masked --text text.txt --rule top-k:2", 2, "--rule changes nothing"),
+        ("tiny --mode speculative --tree-size 4 --text text.txt", 2, "--tree-size changes nothing"),
         ("tiny-ar --text text.txt --compare", 2, "--compare is for tables of tasks"),
         ("tiny-ar --tasks piqa --out x --window 3", 2, "--window is for texts"),
         ("tiny-ar --text text.txt --limit 0", 2, "limit=0 must be at least 1"),

@@ -22,10 +22,10 @@ from unmask.decoding.gaussian_samplers import GAUSSIAN_SAMPLERS
 from unmask.decoding.gaussian_sampling import gaussian_sample
 from unmask.decoding.generate import generate, stream
 from unmask.decoding.generation import Generation, Snapshot
+from unmask.decoding.guidance import Guided
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.decoding.options import Options
 from unmask.decoding.samplers import parse_sampler
-from unmask.decoding.guidance import Guided
 from unmask.diffusion.gaussian import GaussianDenoiser
 from unmask.diffusion.gaussian_objective import given_rows
 from unmask.diffusion.gaussian_schedule import GAUSSIAN_SCHEDULES
