@@ -29,7 +29,6 @@ from unmask.decoding.sampling import sample
 from unmask.evaluation.provenance import provenance
 from unmask.evaluation.written import distinct_pairs, judged_bits, unigram_entropy
 from unmask.runtime import thread_count, tune_allocator
-from unmask.training.run import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE
 from unmask.training.shards import Shards
 
@@ -92,8 +91,7 @@ def curve(folder: Path) -> list[dict[str, object]]:
 
 
 def model_of(folder: Path) -> LanguageModel:
-    last = sorted(folder.glob("step-" + "[0-9]" * 8))[-1]
-    return load(str(last / MODEL_FOLDER))
+    return load(str(folder))
 
 
 def quality(tokens: Tensor, judge: LanguageModel) -> dict[str, float]:

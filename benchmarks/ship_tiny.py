@@ -15,7 +15,6 @@ import torch
 
 from unmask.model.catalogue import shipped_folder
 from unmask.model.checkpoint import load_checkpoint, save_checkpoint
-from unmask.training.run import MODEL_FOLDER
 
 MODELS = {
     "ar": "next tokens, left to right",
@@ -30,8 +29,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MODELS)
     arguments = parser.parse_args()
     for name in [arguments.only] if arguments.only else MODELS:
-        last = sorted((arguments.runs / name).glob("step-" + "[0-9]" * 8))[-1]
-        trained = load_checkpoint(str(last / MODEL_FOLDER))
+        trained = load_checkpoint(str(arguments.runs / name))
         target = shipped_folder() / f"tiny-{name}"
         if target.exists():
             shutil.rmtree(target)
@@ -52,7 +50,7 @@ def main() -> None:
         for path in target.rglob("*"):
             path.chmod(0o644)
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        print(f"{target}: {size / 1e6:.1f} MB, from {last}")
+        print(f"{target}: {size / 1e6:.1f} MB, from {arguments.runs / name}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 make docs
 """
 
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from unmask.training.config import VARIANTS, Table, TrainingConfig
-from unmask.training.conversion_config import RECIPES
+from unmask.training.conversion_config import RECIPES, ConversionConfig, FrozenRecipe
 
 PAGE = Path(__file__).with_name("training-keys.md")
 
@@ -21,10 +22,12 @@ Written by `make docs` from `unmask.training.config`. A key without a default mu
 """
 
 
-RECIPES_HEAD = """
-# Settings of a conversion's recipe
+CONVERSION_HEAD = """
+# Settings of a conversion
 
-For `unmask convert --recipe NAME --set KEY=VALUE`, from `unmask.training.conversion_config`.
+From `unmask.training.conversion_config`. Most settings of a run are options of `unmask convert`: `block_lengths` is
+`--block-lengths`, and `--text FILE:WEIGHT` adds to `texts` and `text_weights`. `--set KEY=VALUE` sets the others, and
+those of the recipe that `--recipe NAME` chooses.
 """
 
 
@@ -34,9 +37,10 @@ def page() -> str:
     for name, field in TrainingConfig.model_fields.items():
         for kind in VARIANTS[name].values() if name in VARIANTS else (table_of(field),):
             parts.append(section(name, kind))
-    parts.append(RECIPES_HEAD)
+    parts.append(CONVERSION_HEAD)
+    parts.append(table("## The run", ConversionConfig.__doc__ or "", fields_of(ConversionConfig)))
     for name, recipe in RECIPES.items():
-        parts.append(table(f"## {name}", recipe.__doc__ or "", fields_of(recipe)))
+        parts.append(table(f"## Recipe {name}", recipe.__doc__ or "", fields_of(recipe)))
     return "".join(parts)
 
 
@@ -67,7 +71,7 @@ def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def table(title: str, text: str, fields: dict[str, FieldInfo]) -> str:
     """Return a heading, a text and a row for each key."""
-    lines = ["", title, "", text]
+    lines = ["", title, "", cleandoc(text)]
     if fields:
         lines += ["", "| key | default | |", "| --- | --- | --- |"]
         lines += [row(key, field) for key, field in fields.items()]
@@ -78,7 +82,8 @@ def row(key: str, field: FieldInfo) -> str:
     """Return one key's line of the table."""
     default = "" if field.default is None or field.default_factory else f"`{written(field.default)}`"
     default = "required" if field.is_required() else default
-    return f"| `{key}` | {default} | {' '.join((field.description or '').split())} |"
+    text = " ".join((field.description or "").split()).replace("|", "\\|")
+    return f"| `{key}` | {default} | {text} |"
 
 
 def written(value: Any) -> str:
@@ -86,6 +91,8 @@ def written(value: Any) -> str:
     match value:
         case bool():
             return str(value).lower()
+        case FrozenRecipe():
+            return written(value.name)
         case str():
             return f'"{value}"'
         case tuple():

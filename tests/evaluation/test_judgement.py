@@ -388,15 +388,17 @@ def test_a_run_folder_shows_its_curve(tiny_model: Path, whole: Judgement, tmp_pa
     assert asdict(curved)["curve"][0] == lines[0]
 
 
-def test_a_joint_run_is_judged_by_the_model_inside(tiny_model: Path, text: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "run" / "model")
+def test_a_run_is_judged_by_its_last_checkpoint(tiny_model: Path, text: Path, tmp_path: Path) -> None:
+    last = tmp_path / "run" / "step-00000010" / "model"
+    shutil.copytree(tiny_model, last)
+    (tmp_path / "run" / "step-00000009").mkdir()
     record = {"split": "held_out", "step": 0, "loss": 5.0}
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(record) + '\n{"split": "tr')
     config = small(tmp_path / "run", text, base=str(tiny_model), thresholds=(), block_lengths=(2,))
     judgement = judge(config, tmp_path / "out", lambda event: None)
     assert judgement.curve == (record,)
     assert judgement.texts[0].is_unchanged is True
-    other = replace(config, model=str(tmp_path / "run" / "model"))
+    other = replace(config, model=str(last))
     assert judge(other, tmp_path / "again", lambda event: None).curve == (record,)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from unmask.errors import CacheError, CheckpointError, UsageError
 from unmask.model import gguf_file, weights
 from unmask.model.adapter import Adapter
 from unmask.model.catalogue import ModelCard
-from unmask.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unmask.model.checkpoint import Checkpoint, base_source, load_checkpoint, save_checkpoint
 
 TOKENS = torch.arange(30) % CONFIG.vocab_size
 
@@ -78,7 +79,7 @@ def test_devices_that_are_not(device: str, tiny_folder: Path) -> None:
 
 @pytest.fixture
 def adapter_folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """What a conversion leaves: an adapter, and a card that names its base."""
+    """An adapter, and a card that names its base."""
     folder = tmp_path / "converted"
     checkpoint = with_adapter(tiny_checkpoint())
     assert checkpoint.adapter is not None
@@ -98,6 +99,17 @@ def test_an_adapter_folder_loads_with_its_base(adapter_folder: Path, tiny_folder
         assert (card.mask_token_id, card.block_length, card.logit_shift) == (CONFIG.vocab_size, 4, False)
         assert card.adapter == str(adapter_folder)
     assert load_checkpoint(str(adapter_folder), adapter="none").adapter is None
+
+
+def test_a_run_stands_for_its_last_model(adapter_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step, source in (("step-00000090", tiny_folder), ("step-00000100", adapter_folder)):
+        shutil.copytree(source, run / step / "model")
+    (run / "step-00000200.partial").mkdir()
+    last = str(run / "step-00000100" / "model")
+    for loaded in (load_checkpoint(str(run)), load_checkpoint(str(tiny_folder), adapter=str(run))):
+        assert loaded.card.adapter == last
+    assert base_source(str(run)) == str(tiny_folder)
 
 
 def test_an_untrained_adapter_changes_nothing_yet(tiny_folder: Path) -> None:

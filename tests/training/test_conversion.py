@@ -1,165 +1,24 @@
-"""A conversion learns, leaves the base as it was, and can be interrupted anywhere."""
+"""A conversion learns, and leaves the base as it was."""
 
 import json
-import os
-import shutil
-import signal
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_conversion import frozen, records, run, tiny_config
 from tiny_models import tiny_checkpoint
 
 from unmask.decoding.language_model import LanguageModel, load
 from unmask.errors import TrainingError, UsageError
-from unmask.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from unmask.model.checkpoint import load_checkpoint
 from unmask.model.denoiser import Denoiser
 from unmask.training.blocks import BlockConfig
-from unmask.training.conversion import METRICS_FILE, STATE_FILE, Conversion, ConversionEvent
-from unmask.training.conversion_config import ConversionConfig
+from unmask.training.conversion import Conversion
 from unmask.training.documents import Document, DocumentFile, read_texts, sample_windows
 from unmask.training.frozen_objective import ObjectiveConfig, conversion_loss
 from unmask.training.soft_targets import AcceptanceLoss
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    save_checkpoint(tiny_checkpoint(), tmp_path / "base")
-    return tmp_path / "base"
-
-
-def frozen(**settings: object) -> dict[str, object]:
-    return {"name": "frozen", "rank": 2, **settings}
-
-
-def tiny_config(base: Path, **changes: object) -> ConversionConfig:
-    settings: dict[str, object] = {
-        "model": str(base),
-        "steps": 6,
-        "synthetic_tokens": 200,
-        "length": 48,
-        "batch_documents": 2,
-        "synthesis_rows": 4,
-        "recipe": {"name": "frozen", "rank": 2},
-        "block_lengths": (2, 4),
-        "held_out_documents": 2,
-        "save_every": 3,
-        "warmup_steps": 1,
-    }
-    return ConversionConfig.model_validate(settings | changes)
-
-
-def run(config: ConversionConfig, folder: Path, *, interrupt_at: int | None = None) -> Checkpoint:
-    checkpoint = load_checkpoint(config.model, adapter="none")
-
-    def observe(event: ConversionEvent) -> None:
-        if event.record is not None and event.record.split == "train" and event.record.step == interrupt_at:
-            signal.raise_signal(signal.SIGINT)
-
-    Conversion(config, folder, checkpoint).run(observe)
-    return checkpoint
-
-
-def records(folder: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(base: Path, tmp_path: Path) -> None:
-    config = tiny_config(base)
-    run(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "cut", interrupt_at=4)
-    assert torch.load(tmp_path / "cut" / STATE_FILE, weights_only=True)["step"] == 4
-    run(config, tmp_path / "cut")
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
-    for name in ("adapter_model.safetensors", "mask_embedding.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_a_run_killed_between_checkpoints_goes_on_from_the_last(base: Path, tmp_path: Path) -> None:
-    config = tiny_config(base)
-    run(config, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    def die(event: ConversionEvent) -> None:
-        if event.record is not None and event.record.step == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        Conversion(config, tmp_path / "cut", load_checkpoint(config.model, adapter="none")).run(die)
-    assert torch.load(tmp_path / "cut" / STATE_FILE, weights_only=True)["step"] == 3
-    run(config, tmp_path / "cut")
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("recipe", ["frozen", "joint"])
-@pytest.mark.parametrize("writes", [0, 1, 2, 4])
-def test_a_run_killed_while_it_saves_goes_on(
-    recipe: str, writes: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed at each file that appears in its second save: what is there is whole, and the run ends as ever."""
-    rank = {"rank": 2} if recipe == "frozen" else {}
-    config = tiny_config(base, steps=4, save_every=2, recipe={"name": recipe, **rank})
-    run(config, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    replace, done, armed = os.replace, 0, False
-
-    def dying_replace(source: Path, target: Path) -> None:
-        nonlocal done
-        done += armed
-        if armed and done > writes:
-            raise Killed
-        replace(source, target)
-
-    def arm(event: ConversionEvent) -> None:
-        nonlocal armed
-        armed = event.record is not None and event.record.step == 4
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", dying_replace)
-        conversion = Conversion(config, tmp_path / "cut", load_checkpoint(config.model, adapter="none"))
-        with suppress(Killed):  # the joint recipe has fewer files
-            conversion.run(arm)
-    name = "model" if recipe == "joint" else "."
-    if (tmp_path / "cut" / name).exists():
-        load(str(tmp_path / "cut" / name))
-    run(config, tmp_path / "cut")
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
-    ends = [load(str(tmp_path / folder / name)) for folder in ("cut", "whole")]
-    texts = [model.generate("hello", mode="diffusion", max_tokens=12).token_ids for model in ends]
-    assert texts[0] == texts[1]
-
-
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
-    base: Path, small_disk: Path, tmp_path: Path
-) -> None:
-    config = tiny_config(base)
-    run(config, tmp_path / "whole")
-    folder = small_disk / "run"
-    checkpoint = load_checkpoint(config.model, adapter="none")
-
-    def fill(event: ConversionEvent) -> None:
-        if event.record is not None and event.record.step == 4:
-            free = shutil.disk_usage(small_disk).free
-            (small_disk / "ballast").write_bytes(bytes(max(0, free - 8192)))
-
-    with pytest.raises(TrainingError, match="free some space"):
-        Conversion(config, folder, checkpoint).run(fill)
-    assert torch.load(folder / STATE_FILE, weights_only=True)["step"] == 3
-    assert not list(folder.glob("*.partial"))
-    load(str(folder))
-    (small_disk / "ballast").unlink()
-    run(config, folder)
-    assert records(folder) == records(tmp_path / "whole")
 
 
 def test_training_lowers_the_held_out_loss_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
@@ -181,32 +40,6 @@ def test_the_folder_is_a_model_whose_speculation_is_lossless(base: Path, tmp_pat
         fast = model.generate("hello", mode="speculative", max_tokens=20, block_length=block_length)
         assert fast.token_ids == ar.token_ids
     assert model.generate("hello", mode="diffusion", max_tokens=20).num_tokens <= 20
-
-
-@pytest.mark.parametrize("name", ["drafter", "joint"])
-def test_the_other_recipes_resume_exactly_too(name: str, base: Path, tmp_path: Path) -> None:
-    run(tiny_config(base), tmp_path / "adapter")
-    config = tiny_config(base, recipe={"name": name})
-    folder = str(tmp_path / "adapter") if name == "drafter" else config.model
-
-    def carry(out: Path, interrupt_at: int | None) -> None:
-        checkpoint = load_checkpoint(folder, adapter="none" if name == "joint" else None)
-
-        def observe(event: ConversionEvent) -> None:
-            if (
-                event.record is not None
-                and event.record.split == "train"
-                and event.record.step == interrupt_at
-            ):
-                signal.raise_signal(signal.SIGINT)
-
-        Conversion(config, out, checkpoint).run(observe)
-
-    carry(tmp_path / "whole", None)
-    with pytest.raises(KeyboardInterrupt):
-        carry(tmp_path / "cut", 4)
-    carry(tmp_path / "cut", None)
-    assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
 def test_a_drafter_tunes_the_adapter_it_is_given(base: Path, tmp_path: Path) -> None:
@@ -232,7 +65,7 @@ def test_a_joint_model_has_three_modes(base: Path, tmp_path: Path) -> None:
     Conversion(config, tmp_path / "out", load_checkpoint(str(base), adapter="none")).run(lambda event: None)
     held_out = [record["loss"] for record in records(tmp_path / "out") if record["split"] == "held_out"]
     assert held_out[-1] < held_out[0]
-    model = load(str(tmp_path / "out" / "model"))
+    model = load(str(tmp_path / "out"))
     ar = model.generate("hello", max_tokens=20)
     assert ar.token_ids == model.generate("hello", mode="speculative", max_tokens=20).token_ids
     assert model.generate("hello", mode="diffusion", max_tokens=20).num_tokens <= 20
@@ -265,6 +98,21 @@ def test_a_folder_belongs_to_its_config(base: Path, tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_by_name(base: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         tiny_config(base, **changes)
+
+
+def test_too_few_documents_are_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:
+    """Two batches of four rows are eight documents at least; the same folder then takes what the refusal proposes."""
+    for changes in ({"held_out_documents": 8}, {"synthetic_tokens": 192, "held_out_documents": 4}):
+        with pytest.raises(UsageError, match=r"too few.*lower held_out_documents"):
+            run(tiny_config(base, **changes), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    run(tiny_config(base, steps=1, held_out_documents=7), tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(base: Path, tmp_path: Path) -> None:
+    config = tiny_config(base, recipe={"name": "joint", "learning_rate": 1e30}, warmup_steps=0)
+    with pytest.raises(TrainingError, match="lower the learning rate, in another folder"):
+        run(config, tmp_path / "out")
 
 
 def test_a_model_without_next_tokens_is_refused(base: Path, tmp_path: Path) -> None:
@@ -314,7 +162,7 @@ def test_a_joint_model_gets_a_drafter_of_its_own(base: Path, tmp_path: Path) -> 
     Conversion(
         tiny_config(base, recipe=joint), tmp_path / "joint", load_checkpoint(str(base), adapter="none")
     ).run(lambda event: None)
-    folder = str(tmp_path / "joint" / "model")
+    folder = str(tmp_path / "joint")
     start = load_checkpoint(folder)
     recipe = {"name": "drafter", "rank": 3, "learning_rate": 1e-2}
     config = tiny_config(base, model=folder, recipe=recipe, steps=30)

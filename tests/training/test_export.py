@@ -7,6 +7,7 @@ from tiny_models import logits_of, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from unmask.model.checkpoint import load_checkpoint, save_checkpoint
+from unmask.model.run_checkpoints import last_model
 from unmask.training.conversion import Conversion
 from unmask.training.conversion_config import ConversionConfig
 
@@ -32,7 +33,7 @@ def test_a_joint_model_is_a_llama_to_transformers(tmp_path: Path) -> None:
     before = logits_of(base.transformer, TOKENS)
     Conversion(config, tmp_path / "run", base).run(lambda event: None)
 
-    folder = tmp_path / "run" / "model"
+    folder = Path(last_model(str(tmp_path / "run")))
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert type(theirs).__name__ == "LlamaForCausalLM"
     ours = logits_of(load_checkpoint(str(folder)).transformer, TOKENS)

@@ -1,7 +1,8 @@
 """``unmask convert``: give an autoregressive model a diffusion mode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from os import environ
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,7 +49,8 @@ def convert(
         list[str] | None,
         typer.Option(
             "--set",
-            help="A setting of the recipe (docs/conversion.md), such as rank=64 or learning_rate=5e-4; repeatable.",
+            help="A setting of the recipe, such as rank=64, or of the run where it has no option, such as "
+            "warmup_steps=100 (docs/training-keys.md has all); repeatable.",
             metavar="KEY=VALUE",
         ),
     ] = None,
@@ -77,7 +79,7 @@ def convert(
             help="Canvas lengths, parted by commas; training draws from them, and any can be chosen at inference.",
             metavar="N,N",
         ),
-    ] = "4,8,16",
+    ] = "4,8,16,32",
     batch_documents: Annotated[int, typer.Option(help="Documents in one step.", metavar="N")] = 3,
     activation_checkpointing: Annotated[
         bool,
@@ -110,8 +112,13 @@ def convert(
     from unmask.training.config_file import parse_setting
     from unmask.training.mixture import parse_mixture
 
+    if (count := environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"WORLD_SIZE is {count}, and a conversion is one process",
+            "start it without torchrun; unmask train shares out the joint objective",
+        )
     texts, weights = parse_mixture(text or ())
-    settings = {
+    settings: dict[str, object] = {
         "model": model,
         "seed": seed,
         "steps": DEFAULT_STEPS if steps is None and minutes is None else steps,
@@ -125,67 +132,73 @@ def convert(
         "batch_documents": batch_documents,
         "synthesis_rows": synthesis_rows,
         "activation_checkpointing": activation_checkpointing,
-        "recipe": {"name": recipe, **dict(parse_setting(text, "rank=64") for text in set_ or ())},
+        "recipe": recipe,
         "dtype": dtype,
     }
-    config = _validated(settings)
+    config = _validated(settings, dict(parse_setting(text, "rank=64") for text in set_ or ()))
+    from unmask.model.run_checkpoints import last_model
     from unmask.training.conversion import Conversion
     from unmask.training.conversion_config import DrafterRecipe, JointRecipe
-    from unmask.training.pupil import MODEL_FOLDER
 
-    is_joint = isinstance(config.recipe, JointRecipe)
     adapter = config.recipe.adapter if isinstance(config.recipe, DrafterRecipe) else "none"
     # What is trained itself is not rounded first.
-    stored = "float32" if is_joint else dtype
+    stored = "float32" if isinstance(config.recipe, JointRecipe) else dtype
     checkpoint = open_checkpoint(model, adapter=adapter, dtype=stored, device=device, offline=offline)
 
     conversion = Conversion(config, out, checkpoint)
     measured: list[StepRecord] = []
     with RunBar() as bar:
         conversion.run(lambda event: _show(event, bar, measured))
-    result = out / MODEL_FOLDER if is_joint else out
     del checkpoint, conversion  # a judgement loads the model as others will
     judgement = None
     if judge_prompts:
         from unmask.cli.judge import run_judgement
         from unmask.evaluation.judgement_config import JudgementConfig
 
-        asked = JudgementConfig(str(result), num_prompts=judge_prompts, device=device)
+        asked = JudgementConfig(str(out), num_prompts=judge_prompts, device=device)
         judgement = run_judgement(asked, out / "judgement", offline=offline, show=not json)
     if json:
         held_out = [asdict(record) for record in measured]
         report = None if judgement is None else judgement.to_json()
-        print_json({"folder": str(out), "model": str(result), "held_out": held_out, "judgement": report})
+        model_folder = last_model(str(out))
+        print_json({"folder": str(out), "model": model_folder, "held_out": held_out, "judgement": report})
         return
-    print_line(f"the model is {result}: unmask generate {result} PROMPT --mode speculative")
+    print_line(f"the model is {out}: unmask generate {out} PROMPT --mode speculative")
 
 
-def _validated(settings: dict[str, object]) -> "ConversionConfig":
+def _validated(options: Mapping[str, object], settings: Mapping[str, object]) -> "ConversionConfig":
+    """Return the configuration from options, and from settings of the recipe or of the run where it has no option."""
     from pydantic import ValidationError
 
     from unmask.training.conversion_config import ConversionConfig
 
+    plain = ConversionConfig.model_fields.keys() - options.keys()
+    own = {key: value for key, value in settings.items() if key in plain}
+    recipe = {key: value for key, value in settings.items() if key not in plain}
     try:
-        return ConversionConfig.model_validate(settings)
+        return ConversionConfig.model_validate(
+            {**options, **own, "recipe": {"name": options["recipe"], **recipe}}
+        )
     except ValidationError as error:
-        raise _explained(error.errors()[0], settings) from error
+        raise _explained(error.errors()[0], sorted(plain)) from error
 
 
-def _explained(fault: Mapping[str, Any], settings: dict[str, object]) -> UsageError:
-    """Return what is wrong with the settings, in the command line's own words."""
+def _explained(fault: Mapping[str, Any], plain: Sequence[str]) -> UsageError:
+    """Return what is wrong with the settings, in the command line's own words; those in `plain` have no option."""
     from unmask.registry import unknown_name
     from unmask.training.conversion_config import RECIPES
 
     place = [str(part) for part in fault["loc"]]
+    if fault["type"] == "union_tag_invalid":
+        return unknown_name("recipe", fault["ctx"]["tag"], tuple(RECIPES))
     if place[:1] == ["recipe"]:
-        recipe = settings["recipe"]
-        assert isinstance(recipe, dict)
-        if fault["type"] == "union_tag_invalid":
-            return unknown_name("recipe", recipe["name"], tuple(RECIPES))
+        recipe, *place = place[1:]
         if fault["type"] == "extra_forbidden":
-            known = tuple(key for key in RECIPES[recipe["name"]].model_fields if key != "name")
-            return unknown_name(f"setting of recipe {recipe['name']!r}", place[-1], known)
-        return UsageError(f"--set {place[-1]}: {fault['msg']}", "see docs/conversion.md")
+            known = (*(key for key in RECIPES[recipe].model_fields if key != "name"), *plain)
+            return unknown_name(f"setting of recipe {recipe!r}", place[0], known)
+        plain = place
+    if place and place[0] in plain:
+        return UsageError(f"--set {place[0]}: {fault['msg']}", "see docs/training-keys.md")
     name = "--" + place[0].replace("_", "-") + ": " if place else ""
     return UsageError(f"{name}{fault['msg']}", "see unmask convert --help")
 

@@ -79,8 +79,9 @@ def decoding_options(
 def own_mode(model: str) -> str:
     """Return how a model writes unless told otherwise, by the card of its name or its folder."""
     from unmask.model.catalogue import ModelCard, find_card
+    from unmask.model.run_checkpoints import last_model
 
-    card = find_card(model) or ModelCard.from_folder(Path(model).expanduser())
+    card = find_card(model) or ModelCard.from_folder(Path(last_model(model)).expanduser())
     return "ar" if card is None else next(iter(card.modes), "ar")
 
 

@@ -43,9 +43,10 @@ def train(
 
     prepare_process()
     from unmask.model.checkpoint import usable_device
+    from unmask.model.run_checkpoints import last_model
     from unmask.training.learner import Learner
     from unmask.training.parallel import joined_workers
-    from unmask.training.run import MODEL_FOLDER, TrainingRun
+    from unmask.training.run import TrainingRun
     from unmask.training.shards import Shards
 
     usable_device(device)
@@ -63,13 +64,13 @@ def train(
         run.run()
     if not workers.is_first:
         return
-    model = run.checkpoints()[-1] / MODEL_FOLDER
+    model = last_model(str(out))
     if json:
         held_out = [asdict(record) for record in measured]
         print_json(
             {
                 "folder": str(out),
-                "model": str(model),
+                "model": model,
                 "step": run.step,
                 "seconds": run.seconds,
                 "held_out": held_out,

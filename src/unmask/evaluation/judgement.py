@@ -33,7 +33,6 @@ from unmask.evaluation.trials import (
     run_prompts,
 )
 from unmask.model.checkpoint import NO_ADAPTER
-from unmask.training.pupil import MODEL_FOLDER
 from unmask.training.run_folder import METRICS_FILE, RunFolder
 
 JUDGEMENT_FILE = "judgement.json"
@@ -97,8 +96,7 @@ def judge(
             progress=progress,
         )
 
-    source = _model_in(config.model)
-    model = open_model(source, config.adapter)
+    model = open_model(config.model, config.adapter)
     if model.denoiser.mask_token_id is None or not model.denoiser.predicts_next:
         lacks = "canvas" if model.denoiser.mask_token_id is None else "next-token law"
         raise UsageError(
@@ -107,7 +105,7 @@ def judge(
         )
     models: dict[Which, LanguageModel] = {"judged": model}
     if config.against is not None:
-        models["against"] = open_model(source, config.against)
+        models["against"] = open_model(config.model, config.against)
     run = _Run(config, RunFolder(folder, "judgement"), models, open_model, observe, together)
     windows = run.windows()  # before the folder is taken: texts that cannot be read leave no trace
     run.claim()
@@ -228,17 +226,12 @@ def _causal(settings: Sequence[Setting]) -> tuple[Setting, ...]:
     return tuple(setting for setting in settings if setting.mode != "diffusion")
 
 
-def _model_in(source: str) -> str:
-    """Return the folder of a run's model, which a joint run keeps inside its own; any other source as it is."""
-    inside = Path(source).expanduser() / MODEL_FOLDER
-    return str(inside) if inside.is_dir() else source
-
-
 def _curve(source: str) -> tuple[Mapping[str, Any], ...]:
     """Return the metrics of the run that a folder is of, or is in; nothing where there was none."""
     folder = Path(source).expanduser()
     path = next(
-        (place / METRICS_FILE for place in (folder, folder.parent) if (place / METRICS_FILE).is_file()), None
+        (place / METRICS_FILE for place in (folder, *folder.parents[:2]) if (place / METRICS_FILE).is_file()),
+        None,
     )
     if path is None:
         return ()

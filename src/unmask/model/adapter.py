@@ -76,10 +76,7 @@ class Adapter(nn.Module):
         return [LayerDelta(layer, rows, layout.num_tokens) for layer in self.layers]  # type: ignore[arg-type]
 
     def save(self, folder: Path, *, base: str, dtype: torch.dtype = torch.float32) -> None:
-        """Write PEFT's file layout, and the mask embedding beside it; `base` names the model it belongs to.
-
-        Every file is written under another name first, so that a reader finds it whole or not at all.
-        """
+        """Write PEFT's file layout, and the mask embedding beside it; `base` names the model it belongs to."""
         weights = {
             f"base_model.model.model.layers.{index}.{_PEFT_NAMES[name]}.lora_{letter}.weight": tensor.to(
                 dtype
@@ -108,9 +105,7 @@ class Adapter(nn.Module):
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            partial = folder / f"{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+            (folder / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path, config: TransformerConfig) -> "Adapter":

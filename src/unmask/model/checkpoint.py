@@ -32,6 +32,7 @@ from unmask.model.family import Family
 from unmask.model.gguf_file import GgufFile, write_hub_folder
 from unmask.model.hub import fetch_hub, parse_hub_id
 from unmask.model.package import fetch_package
+from unmask.model.run_checkpoints import last_model
 from unmask.model.store import cache_directory, check_sha256, dequantised_folder, writing_folder
 from unmask.model.transformer import Transformer
 from unmask.model.weights import CONFIG_FILE, read_json, read_transformer, write_transformer
@@ -72,20 +73,24 @@ def load_checkpoint(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Load a model by catalogue name, folder (hub layout or adapter), GGUF file or hub id ``org/name``.
+    """Load a model by catalogue name, folder (hub layout, adapter or run), GGUF file or hub id ``org/name``.
 
-    `adapter` is a folder instead of the model's own, or "none", or "untrained" (what training starts from).
-    `progress` is told what takes long. Raise UsageError for a name nobody knows, CheckpointError for broken files,
-    DownloadError or OfflineError for what cannot be fetched, CacheError for a full disk.
+    A run stands for the model in its last checkpoint. `adapter` is a folder instead of the model's own, or "none", or
+    "untrained" (what training starts from). `progress` is told what takes long. Raise UsageError for a name nobody
+    knows, CheckpointError for broken files, DownloadError or OfflineError for what cannot be fetched, CacheError for a
+    full disk.
     """
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", f"choose from {', '.join(_DTYPES)}")
     place = usable_device(device)
     finder = Finder(cache_directory(cache_dir), offline=offline, progress=progress or _say_nothing)
     card = find_card(source)
-    if card is None and (base := base_source(source)) != source:
-        source, adapter = base, adapter or source
-        card = find_card(source)
+    if card is None:
+        source = last_model(source)
+        if (base := base_source(source)) != source:
+            source, adapter = base, adapter or source
+            card = find_card(source)
+    adapter = adapter and last_model(adapter)
     if adapter not in (None, NO_ADAPTER, UNTRAINED_ADAPTER) and not _is_adapter(Path(adapter).expanduser()):
         raise CheckpointError(f"{adapter} is no adapter folder: it has no {adapters.CONFIG_FILE}")
     folder, used = finder.find(source, card)
@@ -106,9 +111,12 @@ def load_checkpoint(
 
 
 def base_source(source: str) -> str:
-    """Return what an adapter folder says it belongs to, and any other source as it is."""
-    folder = Path(source).expanduser()
-    return _base_of(folder) if find_card(source) is None and _is_adapter(folder) else source
+    """Return what an adapter folder says it belongs to, the last model of a run, and any other source as it is."""
+    if find_card(source) is not None:
+        return source
+    last = last_model(source)
+    folder = Path(last).expanduser()
+    return _base_of(folder) if _is_adapter(folder) else last
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Conversion: an autoregressive checkpoint gets a diffusion mode, by one of three recipes."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unmask.errors import TrainingError, UsageError
 from unmask.model.checkpoint import Checkpoint, base_source
+from unmask.model.run_checkpoints import MODEL_FOLDER
 from unmask.training.conversion_config import ConversionConfig, JointRecipe
 from unmask.training.documents import Document, DocumentFile, sample_windows
 from unmask.training.frozen_objective import BatchLoss
@@ -68,7 +70,7 @@ class Conversion:
                 "convert an autoregressive model",
             )
         self.config, self.checkpoint = config, checkpoint
-        # Before the folder is taken: texts that cannot be read leave no trace of a run.
+        # Before the folder is taken: what is refused leaves no trace of a run.
         self.texts = sample_windows(
             config.texts,
             checkpoint.tokenizer,
@@ -77,6 +79,14 @@ class Conversion:
             seed=config.seed,
             weights=config.text_weights,
         )
+        # Documents are written in whole batches, and none is longer than `length`.
+        batches = math.ceil(config.synthetic_tokens / (config.synthesis_rows * config.length))
+        least = batches * config.synthesis_rows + len(self.texts)
+        if least <= config.held_out_documents:
+            raise UsageError(
+                f"{least} documents are too few to keep {config.held_out_documents} out of training",
+                "raise synthetic_tokens or text_tokens, or lower held_out_documents",
+            )
         self.folder = RunFolder(folder, "conversion")
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, lambda text: ConversionConfig.filled(json.loads(text)))
@@ -100,14 +110,15 @@ class Conversion:
         )
         if not training:
             raise TrainingError(
-                f"{len(documents)} documents are too few", "raise synthetic_tokens or text_tokens"
+                f"{len(documents)} documents are too few to keep {len(held_out)} out of training",
+                "raise synthetic_tokens or text_tokens, in another folder",
             )
         if self.step == 0:
             self.measure(held_out, observe)
         train(_Steps(self, training, held_out, observe))
 
     def save(self) -> None:
-        """Write the model and the state to resume from; each file appears whole or not at all."""
+        """Write a checkpoint, the model and the state to resume from, which appears whole or not at all."""
         state = {
             "module": self.pupil.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -115,11 +126,15 @@ class Conversion:
             "seconds": self.seconds,
             "num_tokens": self.num_tokens,
         }
-        with self.folder.saving():
-            # The state comes last: a run that has ended by its state has left its model too.
-            self.pupil.write(self.folder, base_source(self.config.model), self.config.block_lengths)
-            with self.folder.replacing(STATE_FILE) as partial:
-                torch.save(state, partial)
+        with self.folder.checkpoint(self.step) as partial:
+            partial.mkdir()
+            torch.save(state, partial / STATE_FILE)
+            self.pupil.write(
+                partial / MODEL_FOLDER,
+                name=self.folder.path.name,
+                base=base_source(self.config.model),
+                block_lengths=self.config.block_lengths,
+            )
 
     def train_step(self, documents: Sequence[Document], observe: Callable[[ConversionEvent], None]) -> None:
         """Train on one batch of these documents."""
@@ -133,7 +148,8 @@ class Conversion:
         torch.autograd.backward(batch.loss)
         if not torch.isfinite(batch.loss):
             raise TrainingError(
-                f"the loss is {batch.loss.item()} at step {self.step}", "lower the learning rate"
+                f"the loss is {batch.loss.item()} at step {self.step}",
+                "lower the learning rate, in another folder",
             )
         torch.nn.utils.clip_grad_norm_(self.pupil.module.parameters(), 1.0)
         self.optimizer.step()
@@ -196,7 +212,9 @@ class Conversion:
                 batch=batch,
             )
 
-        written = DocumentFile(self.folder.path / DOCUMENTS_FILE, config.synthesis_rows).fill(
+        with self.folder.saving():
+            file = DocumentFile(self.folder.path / DOCUMENTS_FILE, config.synthesis_rows)
+        written = file.fill(
             write,
             config.synthetic_tokens,
             lambda done, total: observe(ConversionEvent("writing", done, total)),
@@ -211,15 +229,14 @@ class Conversion:
         return [usable[index] for index in order]
 
     def _restore(self) -> None:
-        path = self.folder.path / STATE_FILE
-        if not path.exists():
-            self.folder.rewind(METRICS_FILE, None)
-            return
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        self.pupil.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
-        self.folder.rewind(METRICS_FILE, self.step)
+        found = self.folder.checkpoints()
+        if found:
+            with self.folder.reading(found[-1]):
+                state: dict[str, Any] = torch.load(found[-1] / STATE_FILE, weights_only=True)
+                self.pupil.module.load_state_dict(state["module"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.num_tokens = state["step"], state["seconds"], state["num_tokens"]
+        self.folder.rewind(METRICS_FILE, self.step if found else None)
 
 
 def _pupil(config: ConversionConfig, checkpoint: Checkpoint) -> Pupil:

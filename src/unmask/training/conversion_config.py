@@ -120,7 +120,7 @@ class ConversionConfig(Table):
     """Documents that are written side by side."""
     recipe: AnyRecipe = FrozenRecipe()
     """What is trained, and towards what."""
-    block_lengths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (4, 8, 16)
+    block_lengths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (4, 8, 16, 32)
     """Canvas lengths, drawn at random, so that any of them can be chosen at inference."""
     warmup_steps: Count = 30
     """Steps over which the rate rises."""

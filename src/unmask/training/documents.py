@@ -197,10 +197,15 @@ class DocumentFile:
         """Append ``write(batch number)`` until there are `num_tokens`; return all documents."""
         while self.num_tokens < num_tokens:
             batch = write(self.num_batches)
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(document) + "\n" for document in batch)
-                lines.flush()
-                os.fsync(lines.fileno())
+            try:
+                with self.path.open("a", encoding="utf-8") as lines:
+                    lines.writelines(json.dumps(document) + "\n" for document in batch)
+                    lines.flush()
+                    os.fsync(lines.fileno())
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot write {self.path}: {error}", "free some space and run it again"
+                ) from error
             self.documents += batch
             progress(min(self.num_tokens, num_tokens), num_tokens)
         return self.documents

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,11 +26,8 @@ from unmask.training.frozen_objective import BatchLoss, ObjectiveConfig, convers
 from unmask.training.initialisation import widened
 from unmask.training.loss import optimised
 from unmask.training.objectives import NoiseConfig, Objective
-from unmask.training.run_folder import RunFolder
 from unmask.training.soft_targets import AcceptanceLoss
 from unmask.training.streams import Cuts
-
-MODEL_FOLDER = "model"
 
 
 class Pupil(ABC):
@@ -45,8 +43,8 @@ class Pupil(ABC):
         """Score documents; `progress` in [0, 1) of the run is done."""
 
     @abstractmethod
-    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
-        """Write what can be loaded as a model; each file appears whole or not at all."""
+    def write(self, folder: Path, *, name: str, base: str, block_lengths: Sequence[int]) -> None:
+        """Write what can be loaded as a model called `name` to a new folder."""
 
 
 class AdapterPupil(Pupil):
@@ -96,16 +94,15 @@ class AdapterPupil(Pupil):
     ) -> BatchLoss:
         return conversion_loss(self.denoiser, documents, self.objective, generator)
 
-    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
-        self.adapter.save(folder.path, base=base, dtype=torch.bfloat16)
+    def write(self, folder: Path, *, name: str, base: str, block_lengths: Sequence[int]) -> None:
+        self.adapter.save(folder, base=base, dtype=torch.bfloat16)
         card = replace(
             _served(self.card, self.denoiser),
-            name=folder.path.name,
+            name=name,
             base=base,
             block_length=self.card.block_length or max(block_lengths),
         )
-        with folder.replacing(CARD_FILE) as partial:
-            partial.write_text(card.to_json(), encoding="utf-8")
+        (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
 
 
 class JointPupil(Pupil):
@@ -147,18 +144,15 @@ class JointPupil(Pupil):
         nothing = torch.empty(0)
         return BatchLoss(optimised(losses) / batch.num_scored, nothing, nothing, len(tokens))
 
-    def write(self, folder: RunFolder, base: str, block_lengths: Sequence[int]) -> None:
+    def write(self, folder: Path, *, name: str, base: str, block_lengths: Sequence[int]) -> None:
         card = replace(
             _served(self.checkpoint.card, self.denoiser),
-            name=folder.path.name,
+            name=name,
             description=f"{self.checkpoint.card.name}, converted by the joint recipe",
             base=base,
             block_length=max(block_lengths),
         )
-        if (folder.path / MODEL_FOLDER).exists():
-            folder.discard(folder.path / MODEL_FOLDER)
-        with folder.replacing(MODEL_FOLDER) as partial:
-            save_checkpoint(Checkpoint(self.denoiser.transformer, self.checkpoint.tokenizer, card), partial)
+        save_checkpoint(Checkpoint(self.denoiser.transformer, self.checkpoint.tokenizer, card), folder)
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         device = self.denoiser.transformer.device.type

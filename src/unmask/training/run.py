@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tomllib import loads
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from unmask.errors import TrainingError, UsageError
+from unmask.model.run_checkpoints import MODEL_FOLDER, checkpoint_name
 from unmask.training.average import WeightAverage
 from unmask.training.batches import Batch, Packs
 from unmask.training.config import TrainingConfig
@@ -29,7 +30,6 @@ from unmask.training.step_loop import train
 
 CONFIG_FILE = "config.toml"
 STATE_FOLDER = "state"
-MODEL_FOLDER = "model"
 
 _HELD_OUT_SEED = 0
 """Every run measures the same pieces, taken from all of the held-out documents."""
@@ -65,7 +65,6 @@ class TrainingRun:
         self.folder = RunFolder(folder, "training run")
         if workers.is_first:
             self.folder.claim(CONFIG_FILE, config.to_toml(), lambda text: TrainingConfig.filled(loads(text)))
-            self.folder.discard_partial()
         workers.wait()
         self.module = workers.shard(_Scored(recipe.model.to(workers.device), recipe.objective))
         self.optimizers = build_optimizers(recipe.model, config.optimizer)
@@ -117,7 +116,7 @@ class TrainingRun:
         if not math.isfinite(mean.optimised) or not math.isfinite(norm):
             raise TrainingError(
                 f"at step {self.step} the loss is {mean.optimised} and the gradient's norm {norm}",
-                "lower optimizer.learning_rate",
+                "lower optimizer.learning_rate, in another folder",
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -149,31 +148,25 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write a checkpoint, which appears whole or not at all, and drop those that are no longer kept."""
-        name = f"step-{self.step:08d}"
         average = {} if self.average is None else self.average.weights
         weights = whole_weights(average or dict(self.recipe.model.named_parameters()))
         first = self.workers.is_first
-        with self.folder.saving():
-            with (
-                self.folder.replacing(name) if first else nullcontext(self.path / (name + PARTIAL)) as partial
-            ):
-                self.workers.wait()
-                save_state(partial / STATE_FOLDER, self.module, self.optimizers, self._rest(), self.workers)
-                if first:
-                    (partial / CONFIG_FILE).write_text(self.config.to_toml(), encoding="utf-8")
-                    self.recipe.export(weights, partial / MODEL_FOLDER)
+        writing: AbstractContextManager[Path] = (
+            self.folder.checkpoint(self.step, keep=self.config.run.keep_checkpoints)
+            if first
+            else nullcontext(self.path / (checkpoint_name(self.step) + PARTIAL))
+        )
+        with self.folder.saving(), writing as partial:
+            self.workers.wait()
+            save_state(partial / STATE_FOLDER, self.module, self.optimizers, self._rest(), self.workers)
             if first:
-                for old in self.checkpoints()[: -self.config.run.keep_checkpoints]:
-                    self.folder.discard(old)
+                (partial / CONFIG_FILE).write_text(self.config.to_toml(), encoding="utf-8")
+                self.recipe.export(weights, partial / MODEL_FOLDER)
         self.workers.wait()
 
     @property
     def path(self) -> Path:
         return self.folder.path
-
-    def checkpoints(self) -> list[Path]:
-        """Return the folders of the checkpoints that are there, the latest last."""
-        return sorted(self.path.glob("step-" + "[0-9]" * 8))
 
     def _forward(self, split: Split, packs: Packs, number: int) -> dict[str, LossSum]:
         """Score one batch, with noise that depends on the seed, the split and the batch's number only."""
@@ -254,11 +247,12 @@ class TrainingRun:
         return {"average": average, "counters": counters, "dataset": self.shards.identity}
 
     def _restore(self) -> None:
-        found = self.checkpoints()
+        found = self.folder.checkpoints()
         if found:
-            rest = load_state(
-                found[-1] / STATE_FOLDER, self.module, self.optimizers, self._rest(), self.workers
-            )
+            with self.folder.reading(found[-1]):
+                rest = load_state(
+                    found[-1] / STATE_FOLDER, self.module, self.optimizers, self._rest(), self.workers
+                )
             if rest["dataset"] != self.shards.identity:
                 raise UsageError(
                     f"{self.path} was trained on other shards than {self.shards.folder}",

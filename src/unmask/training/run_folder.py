@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from unmask.errors import TrainingError, UsageError
+from unmask.model.run_checkpoints import checkpoint_name, checkpoints
 
 SETTINGS_FILE = "settings.json"
 METRICS_FILE = "metrics.jsonl"
@@ -26,17 +28,23 @@ class RunFolder:
     def claim(self, name: str, config: str, parse: Callable[[str], Mapping[str, Any]]) -> None:
         """Take the folder by writing the file `name`, or find that it is taken by this very configuration.
 
-        Raise UsageError when it holds anything else, TrainingError when it cannot be used.
+        In a folder that was taken before, delete what was being written when that run was killed. Raise UsageError when
+        it holds anything else, TrainingError when it cannot be used.
         """
         file = self.path / name
         try:
             if file.exists():
                 self._refuse_changes(parse(file.read_text(encoding="utf-8")), parse(config))
+                for partial in self.path.glob(f"*{PARTIAL}"):
+                    _remove(partial)
                 return
-            if self.path.exists() and any(self.path.iterdir()):
-                raise UsageError(f"{self.path} is not empty and holds no {self.kind}", "name another folder")
             self.path.mkdir(parents=True, exist_ok=True)
-            file.write_text(config, encoding="utf-8")
+            if any(path.name != f"{name}{PARTIAL}" for path in self.path.iterdir()):
+                raise UsageError(f"{self.path} is not empty and holds no {self.kind}", "name another folder")
+            with self.replacing(name) as partial:
+                partial.write_text(config, encoding="utf-8")
+        except ValueError as error:
+            raise UsageError(f"{file} is broken: {error}", "name another folder") from error
         except OSError as error:
             raise TrainingError(
                 f"cannot use {self.path}: {error}", "name a folder that can be written"
@@ -57,6 +65,31 @@ class RunFolder:
             ) from error
 
     @contextmanager
+    def reading(self, checkpoint: Path) -> Iterator[None]:
+        """Turn what goes wrong while a checkpoint is read into a TrainingError, which says what is left without it."""
+        try:
+            yield
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            others = [path.name for path in self.checkpoints() if path != checkpoint]
+            rest = f"the run goes on from {others[-1]}" if others else "the run begins anew"
+            raise TrainingError(
+                f"{checkpoint} cannot be read: {error}", f"delete the checkpoint, and {rest}"
+            ) from error
+
+    def checkpoints(self) -> list[Path]:
+        """Return the folders of the checkpoints that are there, the latest last."""
+        return checkpoints(self.path)
+
+    @contextmanager
+    def checkpoint(self, step: int, *, keep: int = 1) -> Iterator[Path]:
+        """Yield the path of a checkpoint to write, which appears whole or not at all; then delete all but `keep`."""
+        with self.saving():
+            with self.replacing(checkpoint_name(step)) as partial:
+                yield partial
+            for old in self.checkpoints()[:-keep]:
+                self.discard(old)
+
+    @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """Yield the path of a file or folder to write, which then appears as `name`, whole or not at all."""
         partial, target = self.path / f"{name}{PARTIAL}", self.path / name
@@ -75,11 +108,6 @@ class RunFolder:
         os.replace(path, doomed)
         _remove(doomed)
 
-    def discard_partial(self) -> None:
-        """Delete what an earlier run was writing when it was killed."""
-        for path in self.path.glob(f"*{PARTIAL}"):
-            _remove(path)
-
     def write_json(self, name: str, value: object) -> None:
         """Write a JSON file, whole or not at all."""
         with self.saving(), self.replacing(name) as partial:
@@ -93,12 +121,13 @@ class RunFolder:
     def rewind(self, name: str, step: int | None) -> None:
         """Drop the lines of a file that were written after `step`; all of them for None."""
         file = self.path / name
-        if step is None:
-            file.unlink(missing_ok=True)
-        elif file.exists():
-            whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            with self.replacing(name) as partial:
-                partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        with self.saving():
+            if step is None:
+                file.unlink(missing_ok=True)
+            elif file.exists():
+                whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+                with self.replacing(name) as partial:
+                    partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def _refuse_changes(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         before, after = dict(_flat(old)), dict(_flat(new))

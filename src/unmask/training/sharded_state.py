@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from unmask.errors import TrainingError
 from unmask.training.parallel import Workers
 
 State = dict[str, Any]
@@ -40,18 +39,15 @@ def load_state(
 ) -> State:
     """Read what `save_state` wrote into the module, the optimisers and the tensors of `rest`; return the latter.
 
-    Raise TrainingError when the folder is not whole.
+    Raise OSError or RuntimeError when the folder is not whole.
     """
     model, moments = get_state_dict(module, optimizers)
     state: State = {"model": model, "optimizers": moments, **rest}
     try:
         with _alone_is_fine():
             state_dict_loader.load(state, checkpoint_id=folder, no_dist=workers.count == 1)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        reason = _first_reason(error) if isinstance(error, CheckpointException) else str(error)
-        raise TrainingError(
-            f"{folder} cannot be read: {reason}", "delete the checkpoint to go on from the one before it"
-        ) from error
+    except CheckpointException as error:
+        raise OSError(_first_reason(error)) from error
     set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
     return {name: state[name] for name in rest}
 
