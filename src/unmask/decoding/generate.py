@@ -175,7 +175,7 @@ def _by_gaussian(request: Request, start: int) -> Generator[Snapshot, None, Tens
         return torch.randn(*shape, process.size, generator=source).to(process.embeddings)
 
     states = gaussian_sampling(
-        _led(request, informed, shape, noise, float(high)),
+        _led(request, informed, shape, noise, float(high.detach())),
         process,
         tokens.to(device),
         free.to(device),
