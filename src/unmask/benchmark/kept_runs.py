@@ -10,7 +10,7 @@ from unmask.benchmark.throughput import ThroughputConfig
 from unmask.decoding.language_model import LanguageModel
 from unmask.evaluation.fingerprint import described
 from unmask.evaluation.ledger import Ledger
-from unmask.evaluation.provenance import provenance_of
+from unmask.evaluation.provenance import timing_conditions
 from unmask.training.run_folder import RunFolder
 
 _RUNS_FILE = "runs.jsonl"
@@ -30,14 +30,12 @@ def kept_runs(
 
     Raise UsageError where they were made with other settings, of other weights, or on another machine.
     """
-    machine = provenance_of(model)
     place.claim_settings(
         {
             **asdict(config),
             "contenders": list(contenders),
             "model": described(model),
-            "processor": machine["processor"],
-            "threads": machine["threads"],
+            **timing_conditions(model),
         }
     )
     ledger = Ledger(place, _RUNS_FILE, record)

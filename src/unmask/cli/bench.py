@@ -24,13 +24,13 @@ from unmask.cli.session import open_model, settle_threads
 from unmask.cli.speed_tables import speed_tables
 from unmask.cli.tables import drawn, print_report
 from unmask.errors import FailureError, UsageError
-from unmask.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from unmask.benchmark.latency import LatencyReport
     from unmask.benchmark.throughput import ThroughputReport
     from unmask.decoding.language_model import LanguageModel
     from unmask.decoding.mode import Mode
+    from unmask.training.run_folder import RunFolder
 
 _KINDS = ("latency", "throughput")
 _FORMATS = {"float32": None, "int8": "int8"}
@@ -108,6 +108,7 @@ def bench(
     Ctrl-C loses nothing that is measured: the same command goes on where it was stopped.
     """
     from unmask.decoding.mode import ENGINE_MODES
+    from unmask.training.run_folder import RunFolder
 
     if kind not in _KINDS:
         raise UsageError(f"unknown benchmark {kind!r}", f"choose from {', '.join(_KINDS)}")
