@@ -105,14 +105,14 @@ class _Looker:
         self, denoiser: GaussianDenoiser, process: Gaussian, given: Tensor, free: Tensor, shape: Shape
     ) -> None:
         self._denoiser, self._process, self._free, self._shape = denoiser, process, free, shape
-        self._shown = given_rows(given, process)
+        self._shown, (self._low, _) = given_rows(given, process), process.schedule.ends()
         self._logits: Tensor | None = None
         self.last: Seen | None = None
         self.num_forwards = 0
 
     def __call__(self, z: Tensor, gamma: Tensor) -> Tensor:
         z = torch.where(self._free[..., None], z, self._shown)
-        told = told_levels(gamma, self._free, self._process)
+        told = told_levels(gamma, self._free, self._low.to(gamma))
         belief = None if self._logits is None else self._logits.softmax(-1)
         self._logits = self._denoiser(z, told, belief).to(z.device)
         self.num_forwards += 1

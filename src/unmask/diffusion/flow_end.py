@@ -8,10 +8,9 @@ from unmask.diffusion.gaussian_objective import (
     GaussianNoised,
     given_rows,
     noise_rows,
-    own_beliefs,
     told_levels,
 )
-from unmask.diffusion.objective import LossOutput
+from unmask.diffusion.objective import LossOutput, own_beliefs
 from unmask.diffusion.times import stratified_times
 
 _LEAST = -1e4
@@ -45,7 +44,8 @@ def flow_end_loss(
     t = (t / (1 - noise_share)).clamp_max(1.0)
     noised = noise_rows(x0, process, t, process.schedule.gamma(t).detach(), generator, trained=trained)
     end = flow_end(teacher, x0, noised, process, num_steps=num_steps).softmax(-1)
-    logits = student(noised.z, noised.gamma, own_beliefs(student, noised, belief_share, generator))
+    belief = own_beliefs(lambda: student(noised.z, noised.gamma), belief_share, generator)
+    logits = student(noised.z, noised.gamma, belief)
     logs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     losses = -(end.to(logs.dtype) * logs.clamp_min(_LEAST)).sum(-1)
     return LossOutput(losses.where(trained, 0).sum(), int(trained.sum()))
@@ -60,13 +60,13 @@ def flow_end(
     Evenly in time, each step along the line through this mean and the last (as `multistep` does). What is not
     trained stays as it is shown; every law is the next forward's belief.
     """
-    shown = given_rows(x0, process)
+    shown, (low, _) = given_rows(x0, process), process.schedule.ends()
     z, belief, before = noised.z, None, None
     for step in range(num_steps):
         gamma, target = (
             process.schedule.gamma(noised.t * (1 - place / num_steps))[:, None] for place in (step, step + 1)
         )
-        logits = teacher(z, told_levels(gamma, noised.trained, process), belief)
+        logits = teacher(z, told_levels(gamma, noised.trained, low), belief)
         belief = logits.softmax(-1)
         here = mean = process.mean(belief)
         if before is not None:

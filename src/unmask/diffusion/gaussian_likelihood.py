@@ -75,7 +75,7 @@ def flow_draws(
         sigma = log_sigma(gamma).exp()
         with torch.enable_grad():
             z = torch.where(free, sigma.to(y.dtype) * y, shown).requires_grad_()
-            expected = process.mean(denoiser(z, told_levels(gamma, scored, process)).softmax(-1))
+            expected = process.mean(denoiser(z, told_levels(gamma, scored, low)).softmax(-1))
             (gradient,) = torch.autograd.grad((expected * probe).sum(), z)
         return expected.detach(), sigma * (gradient * probe).double().sum((-1, -2))
 

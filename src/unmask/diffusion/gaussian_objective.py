@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.gaussian import Gaussian, GaussianDenoiser
-from unmask.diffusion.objective import Weighting
+from unmask.diffusion.objective import Weighting, own_beliefs
 from unmask.diffusion.times import stratified_times
 
 _ABOVE_GIVEN = 1e-6
@@ -63,7 +63,8 @@ def gaussian_loss(
     if weighting == "cross_entropy":
         gamma = gamma.detach()  # it would choose the ends with the least noise
     noised = noise_rows(x0, process, t, gamma, generator, trained=trained)
-    logits = denoiser(noised.z, noised.gamma, own_beliefs(denoiser, noised, belief_share, generator))
+    belief = own_beliefs(lambda: denoiser(noised.z, noised.gamma), belief_share, generator)
+    logits = denoiser(noised.z, noised.gamma, belief)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.set_grad_enabled(weighting == "cross_entropy" and torch.is_grad_enabled()):
         laws = logits.log_softmax(-1, dtype=dtype)
@@ -83,34 +84,21 @@ def gaussian_loss(
     return GaussianLoss(total, fit, int(trained.sum()))
 
 
-@torch.no_grad()
-def own_beliefs(
-    denoiser: GaussianDenoiser, noised: GaussianNoised, share: float, generator: torch.Generator
-) -> Tensor | None:
-    """Return the denoiser's first prediction for a `share` of the rows and zeros for the others: (B, L, K)."""
-    if not share:
-        return None
-    belief = denoiser(noised.z, noised.gamma).softmax(-1)
-    draw = torch.rand(len(belief), generator=generator, device=generator.device).to(belief.device)
-    return belief * (draw < share)[:, None, None]
-
-
 def noise_rows(
     x0: Tensor, process: Gaussian, t: Tensor, gamma: Tensor, generator: torch.Generator, *, trained: Tensor
 ) -> GaussianNoised:
     """Noise the `trained` (B, L) positions of clean rows (B, L), each row at its time `t` and its `gamma`, (B,)."""
-    told = told_levels(gamma[:, None], trained, process)
+    low, _ = process.schedule.ends()
+    told = told_levels(gamma[:, None], trained, low.detach())
     z = process.corrupt(x0, told, generator)
     return GaussianNoised(torch.where(trained[..., None], z, given_rows(x0, process)), told, t, trained)
 
 
-def told_levels(gamma: Tensor, noisy: Tensor, process: Gaussian) -> Tensor:
-    """Return what a denoiser is told of each token: its gamma where it is `noisy` (B, L), else the lowest one.
+def told_levels(gamma: Tensor, noisy: Tensor, low: Tensor) -> Tensor:
+    """Return what a denoiser is told of each token: its gamma where it is `noisy` (B, L), else `low`, the lowest one.
 
     The lowest is kept for given tokens, which are shown without the noise that is left there: noisy ones stay above it.
     """
-    low, _ = process.schedule.ends()
-    low = low.detach().to(gamma)
     return torch.where(noisy, gamma.clamp_min(low + _ABOVE_GIVEN), low)
 
 

@@ -6,6 +6,7 @@ a sum and a count, and the trainer divides. A token counts once for being noised
 the noise left it clean.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,15 +51,25 @@ def diffusion_loss(
     """
     trained = torch.ones_like(x0, dtype=torch.bool) if trained is None else trained
     noised = (times or LowDiscrepancy()).noise(x0, process, generator, trained=trained)
-    belief = None
-    if belief_share:
-        with torch.no_grad():
-            belief = process.without_mask(denoiser(noised.tokens, noised.time)).softmax(-1)
-        draw = torch.rand(len(x0), generator=generator, device=generator.device).to(x0.device)
-        belief = belief * (draw < belief_share)[:, None, None]
+    belief = own_beliefs(
+        lambda: process.without_mask(denoiser(noised.tokens, noised.time)), belief_share, generator
+    )
     logits = denoiser(noised.tokens, noised.time, belief)
     losses = token_losses(logits, x0, noised, process, weighting=weighting, prediction=prediction)
     return LossOutput(losses.sum(), int(trained.sum()))
+
+
+@torch.no_grad()
+def own_beliefs(predict: Callable[[], Tensor], share: float, generator: torch.Generator) -> Tensor | None:
+    """Return the law of a first prediction, logits (B, L, K), for a `share` of the rows and zeros for the others.
+
+    With a share of 0 nothing is predicted or drawn.
+    """
+    if not share:
+        return None
+    belief = predict().softmax(-1)
+    draw = torch.rand(len(belief), generator=generator, device=generator.device).to(belief.device)
+    return belief * (draw < share)[:, None, None]
 
 
 def token_losses(
