@@ -14,10 +14,10 @@ _MOST_LOGITS = 6_300_000
 class RowLoss(Protocol):
     """A loss of the student's logits given the teacher's, row by row."""
 
-    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: Tensor, teacher: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses (m,) and their slopes in the student's logits (m, V), from float32 logits (m, V).
 
-        `rows`: which of all rows these are.
+        `rows` (m,): which of all rows these are.
         """
 
 
@@ -32,7 +32,7 @@ class SoftCrossEntropy:
     label_shares: Tensor
     temperature: float = 1.0
 
-    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: Tensor, teacher: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         log_law, share = student.log_softmax(-1), self.label_shares[rows, None]
         target = (
             (teacher / self.temperature)
@@ -59,7 +59,7 @@ class AcceptanceLoss:
     temperature: float = 3.0
     eta: float = 0.5
 
-    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: Tensor, teacher: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         size = min(self.support, student.shape[-1])
         likeliest, own = teacher.topk(size, dim=-1).indices, student.topk(size, dim=-1).indices
         tokens = torch.cat([likeliest, own], dim=-1)
@@ -90,11 +90,12 @@ class EitherLoss:
     first: RowLoss
     second: RowLoss
 
-    def __call__(self, student: Tensor, teacher: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        losses, slopes = self.second(student, teacher, rows)
-        others, other_slopes = self.first(student, teacher, rows)
+    def __call__(self, student: Tensor, teacher: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        losses, slopes = student.new_empty(len(student)), torch.empty_like(student)
         chosen = self.chosen[rows]
-        return torch.where(chosen, others, losses), torch.where(chosen[:, None], other_slopes, slopes)
+        for loss, mine in ((self.first, chosen), (self.second, ~chosen)):
+            losses[mine], slopes[mine] = loss(student[mine], teacher[mine], rows[mine])
+        return losses, slopes
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class _Distillation(torch.autograd.Function):
             wanted = F.linear(teacher[part], head).float()
             agrees[part] = logits.argmax(-1) == wanted.argmax(-1)
             overlap[part] = torch.minimum(logits.softmax(-1), wanted.softmax(-1)).sum(-1)
-            losses[part], slopes = loss(logits, wanted, part)
+            numbers = torch.arange(begin, begin + len(logits), device=student.device)
+            losses[part], slopes = loss(logits, wanted, numbers)
             gradient[part] = slopes.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(overlap, agrees)
