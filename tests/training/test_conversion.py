@@ -54,6 +54,10 @@ def test_a_drafter_tunes_the_adapter_it_is_given(base: Path, tmp_path: Path) -> 
     assert any(not torch.equal(value, before[key]) for key, value in after.state_dict().items())
     held_out = [record["loss"] for record in records(tmp_path / "tuned") if record["split"] == "held_out"]
     assert held_out[-1] < held_out[0]
+    ranked = tiny_config(base, recipe={"name": "drafter", "rank": 4}, steps=20)
+    with pytest.raises(UsageError, match="has its own rank"):
+        Conversion(ranked, tmp_path / "ranked", load_checkpoint(str(tmp_path / "adapter")))
+    assert not (tmp_path / "ranked").exists()
     with pytest.raises(UsageError, match="has no adapter to tune"):
         Conversion(config, tmp_path / "bare", load_checkpoint(str(base), adapter="none"))
 

@@ -87,10 +87,10 @@ class Conversion:
                 f"{least} documents are too few to keep {config.held_out_documents} out of training",
                 "raise synthetic_tokens or text_tokens, or lower held_out_documents",
             )
+        self.pupil = _pupil(config, checkpoint)
         self.folder = RunFolder(folder, "conversion")
         resolved = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
         self.folder.claim(CONFIG_FILE, resolved, lambda text: ConversionConfig.filled(json.loads(text)))
-        self.pupil = _pupil(config, checkpoint)
         self.pupil.denoiser.transformer.recomputes = config.activation_checkpointing
         self.optimizer = torch.optim.AdamW(
             self.pupil.module.parameters(),

@@ -51,10 +51,10 @@ class DrafterRecipe(Recipe):
     """Peak rate of AdamW."""
     adapter: str | None = None
     """Adapter to start from; without, the model's own, or for a model that denoises by itself a new one."""
-    rank: Positive = 32
-    """Rank of a new adapter."""
-    alpha: Rate = 32.0
-    """The update of a new adapter is scaled by alpha / rank."""
+    rank: Positive | None = None
+    """Rank of a new adapter, 32 unless given; one that exists has its own."""
+    alpha: Rate | None = None
+    """The update of a new adapter is scaled by alpha / rank, with alpha 32 unless given."""
     drafting_share: Share = 0.8
     """Share of fully open canvases, which are drafts; by the others, opened at a random rate, denoising stays alive."""
     label_share: Share = 0.5

@@ -71,9 +71,15 @@ class AdapterPupil(Pupil):
             logit_shift = recipe.logit_shift
         else:
             if checkpoint.adapter is not None:
+                if asked := [name for name in ("rank", "alpha") if getattr(recipe, name) is not None]:
+                    raise UsageError(
+                        f"recipe 'drafter': the adapter of {card.name} has its own {' and '.join(asked)}",
+                        "leave it out, or convert by recipe 'frozen'",
+                    )
                 self.adapter = checkpoint.adapter.float().requires_grad_(True).train()
             elif mask < len(embeddings):  # a joint model, which denoises by itself
-                shape = AdapterConfig(recipe.rank, recipe.alpha)
+                plain = AdapterConfig()
+                shape = AdapterConfig(recipe.rank or plain.rank, recipe.alpha or plain.alpha)
                 self.adapter = Adapter.initialise(transformer.config, shape, embeddings, generator, mask)
             else:
                 raise UsageError(
