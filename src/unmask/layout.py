@@ -81,12 +81,13 @@ class Layout:
             raise wrong(f"offset must lie in [0, {parent.length}], the parent's length")
         if segment.row is not None:
             raise wrong("only a root names a cache row")
-        if segment.store and self._root(index).row is None:
+        if segment.store and self.root(index).row is None:
             raise wrong("its root has no cache row to store to")
-        if self._root(index) is not self._root(index - 1):
+        if self.root(index) is not self.root(index - 1):
             raise wrong("a root and all that grows from it must be packed in one piece")
 
-    def _root(self, index: int) -> Segment:
+    def root(self, index: int) -> Segment:
+        """Return the root that a segment grows from, itself where it is one."""
         segment = self.segments[index]
         while segment.parent is not None:
             segment = self.segments[segment.parent]
@@ -165,7 +166,7 @@ class Layout:
 
     def visible_cached(self, query: int, position: int) -> bool:
         """Say whether packed token `query` may attend to this position of its root's cache row."""
-        root = self._root(self._segment_of(query))
+        root = self.root(self._segment_of(query))
         return root.row is not None and position < root.start
 
     def _segment_of(self, token: int) -> int:

@@ -1,4 +1,4 @@
-"""The Triton kernel over pages against plain PyTorch: any mix of segments, and whole requests.
+"""Triton's kernel over pages and the compiled one against plain PyTorch: any mix of segments, and whole requests.
 
 Without CUDA the kernel runs in Triton's interpreter, which `conftest` asks for.
 """
@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,9 @@ from unmask.engine.paged_cache import PagedCache, PagedRows
 from unmask.engine.pages import PagePool, PageTable
 from unmask.layout import Layout, Segment
 from unmask.model.attention import AttentionPlan
+from unmask.model.kernels import kernels
+from unmask.model.native_plan import NativePlan
+from unmask.model.plan import Plan
 
 pytest.importorskip("triton")
 
@@ -102,8 +106,16 @@ def paged_rows(
     return cache, cache.rows(tables, [island.num_cached for island in layout.islands])
 
 
+def compiled_plan(rows: PagedRows, layout: Layout) -> Plan:
+    own = kernels()
+    if own is None or DEVICE.type != "cpu":
+        pytest.skip("no compiled kernels")
+    return NativePlan(own, layout, rows)
+
+
+@pytest.mark.parametrize("make_plan", [PagedRows.kernel_plan, compiled_plan], ids=["triton", "compiled"])
 @pytest.mark.parametrize("seed", range(12))
-def test_the_kernel_is_attention_over_pages(seed: int) -> None:
+def test_a_kernel_is_attention_over_pages(make_plan: Callable[[PagedRows, Layout], Plan], seed: int) -> None:
     generator, noise = random.Random(seed), torch.Generator().manual_seed(seed)
     num_kv_heads, group = generator.choice([1, 2]), generator.choice([1, 2, 3])
     config = TransformerConfig(
@@ -134,7 +146,7 @@ def test_the_kernel_is_attention_over_pages(seed: int) -> None:
     for whole, content in zip((cache.keys, cache.values), pages, strict=True):
         whole.copy_(content)
     rows.lengths[:] = before
-    plan = rows.kernel_plan(layout)
+    plan = make_plan(rows, layout)
     ours = plan.attend(1, queries, keys, values)
     plan.finish()
     torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=2e-5)

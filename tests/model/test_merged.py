@@ -15,8 +15,10 @@ from unmask.decoding.options import Options
 from unmask.errors import UsageError
 from unmask.evaluation.fingerprint import fingerprint
 from unmask.layout import Layout, Segment, causal_layout
+from unmask.model import merged, quantize
 from unmask.model.adapter import Adapter
 from unmask.model.cache import KVCache
+from unmask.model.kernels import kernels
 from unmask.model.merged import in_few_shapes, merge
 from unmask.model.quantize import check_quantisation, int8_product
 
@@ -39,6 +41,16 @@ def random_adapter(config: TransformerConfig, targets: tuple[LinearName, ...]) -
     return adapter
 
 
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it on compiled kernels, and on torch's operations."""
+    if request.param == "torch":
+        for module in (merged, quantize):
+            monkeypatch.setattr(module, "kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("no compiled kernels")
+
+
 @pytest.fixture(scope="module")
 def weight() -> Tensor:
     return torch.randn(96, 64, generator=torch.Generator().manual_seed(2))
@@ -51,10 +63,10 @@ def weight() -> Tensor:
 def test_merging_changes_no_value(shape: str, layout: Layout, targets: tuple[LinearName, ...]) -> None:
     config = SHAPES[shape]
     plain, adapter = random_transformer(config), random_adapter(config, targets)
-    merged, merged_adapter = merge(plain, adapter)
+    fast, fast_adapter = merge(plain, adapter)
     tokens = torch.arange(layout.num_tokens) + 5
     outcomes = []
-    for model, own_adapter in ((plain, adapter), (merged, merged_adapter)):
+    for model, own_adapter in ((plain, adapter), (fast, fast_adapter)):
         cache = KVCache(config, capacity=8, dtype=torch.float32, device=torch.device("cpu"))
         hidden = model(tokens, layout, cache if layout is DRAFT else None, own_adapter)
         outcomes.append((hidden, model.logits(hidden)))
@@ -66,9 +78,9 @@ def test_merging_changes_no_value(shape: str, layout: Layout, targets: tuple[Lin
 def test_bfloat16_is_merged_too() -> None:
     plain = random_transformer().to(torch.bfloat16)
     adapter = random_adapter(CONFIG, ("q", "down"))
-    merged, merged_adapter = merge(plain, adapter)
+    fast, fast_adapter = merge(plain, adapter)
     tokens = torch.arange(SCATTERED.num_tokens)
-    ours, wanted = merged(tokens, SCATTERED, None, merged_adapter), plain(tokens, SCATTERED, None, adapter)
+    ours, wanted = fast(tokens, SCATTERED, None, fast_adapter), plain(tokens, SCATTERED, None, adapter)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, wanted, rtol=0.1, atol=0.1)
 

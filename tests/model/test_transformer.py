@@ -157,7 +157,7 @@ def test_a_cache_that_lacks_what_the_layout_sees_is_refused(denoiser: Denoiser, 
         model(tokens[:2], causal_layout(2, start=3, row=0), cache)
     with pytest.raises(ValueError, match="capacity 4"):
         model(tokens[:5], causal_layout(5, row=0), cache)
-    with pytest.raises(ValueError, match="cache rows"):
+    with pytest.raises(ValueError, match="cache row 0, which the given cache does not have"):
         model(tokens[:2], causal_layout(2, row=0))
     with pytest.raises(ValueError, match="tokens were given"):
         model(tokens[:2], causal_layout(3))

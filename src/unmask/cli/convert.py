@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from unmask.training.conversion_config import ConversionConfig
 
 DEFAULT_STEPS = 1000
+DEFAULT_SYNTHETIC_TOKENS = 300_000
+SYNTHETIC_TOKENS_A_MINUTE = 6000
+"""About what two cores train on in that time: more would take longer to write than to learn."""
 
 
 def convert(
@@ -61,8 +64,13 @@ def convert(
         float | None, typer.Option(help="Training time, in the place of --steps.", metavar="MIN")
     ] = None,
     synthetic_tokens: Annotated[
-        int, typer.Option(help="Tokens of training text that the model writes itself.", metavar="N")
-    ] = 300_000,
+        int | None,
+        typer.Option(
+            help=f"Tokens of training text that the model writes itself (default {DEFAULT_SYNTHETIC_TOKENS}, or "
+            f"{SYNTHETIC_TOKENS_A_MINUTE} for each of --minutes if that is less).",
+            metavar="N",
+        ),
+    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,6 +125,10 @@ def convert(
             f"WORLD_SIZE is {count}, and a conversion is one process",
             "start it without torchrun; unmask train shares out the joint objective",
         )
+    if synthetic_tokens is None:
+        synthetic_tokens = DEFAULT_SYNTHETIC_TOKENS
+        if minutes is not None:
+            synthetic_tokens = min(synthetic_tokens, round(SYNTHETIC_TOKENS_A_MINUTE * minutes))
     texts, weights = parse_mixture(text or ())
     settings: dict[str, object] = {
         "model": model,

@@ -34,11 +34,14 @@ def doctor(json: JsonFlag = False, debug: DebugFlag = False) -> None:
     import torch
 
     from unmask.model.attention_probe import probe_attention
+    from unmask.model.kernels import kernels
+    from unmask.model.native import native
     from unmask.model.store import cache_directory, folder_bytes
 
     devices = _devices()
     paths = [path for device in devices for path in probe_attention(torch.device(device))]
     allocator = tune_allocator()
+    works, reason = kernels() is not None, native().reason
     folder = cache_directory()
     if json:
         print_json(
@@ -48,6 +51,7 @@ def doctor(json: JsonFlag = False, debug: DebugFlag = False) -> None:
                 "devices": devices,
                 "threads": _threads(),
                 "allocator": asdict(allocator),
+                "kernels": {"works": works, "reason": reason},
                 "cache": {"folder": str(folder), "bytes": folder_bytes(folder)},
                 "attention": [asdict(path) for path in paths],
             }
@@ -60,6 +64,7 @@ def doctor(json: JsonFlag = False, debug: DebugFlag = False) -> None:
         *(("device", f"{name}: {what}") for name, what in devices.items()),
         ("threads", f"{threads['torch']} of {threads['usable_cores']:g} usable cores"),
         ("allocator", f"{allocator.name}, {_habit(allocator)} ({allocator.reason})"),
+        ("kernels", f"{'work' if works else 'none, torch serves'} ({reason})"),
         ("cache", f"{folder}, {folder_bytes(folder) / 1e6:.0f} MB"),
         *(
             ("attention", f"{p.device} {p.dtype} {p.path}: {'works' if p.works else 'fails'}, {p.detail}")

@@ -114,8 +114,8 @@ class Engine:
         self._runner = Runner(denoiser, cache)
         self.planner = Planner() if planner is None else planner
         self.planner.most_open = token_budget - 1
-        # Candidates beside the trunk attend together, so that a greedy tie may turn; elsewhere it may anyway.
-        self.planner.plans_trees = not model.exact_rows
+        # Where only rows are exact a tree's candidates attend together, and a greedy tie may turn.
+        self.planner.plans_trees = model.exact or not model.exact_rows
         self.choice: Choice | None = None
         self._jobs: dict[int, Job] = {}
         self._watches: dict[int, _Watch] = {}
@@ -131,8 +131,8 @@ class Engine:
         What the options leave open takes the defaults of `Options.resolve`, without stop tokens. In mode auto the
         planner chooses between steps and drafts of at most `block_length`, with or without trees and pre-drafts,
         whatever is faster with all that runs. The law stays the autoregressive one, and so, up to rounding, does greedy
-        text; which tokens are drawn from it depends on the choices. Of a model of `exact_rows` only steps and linear
-        drafts are chosen, so that no choice changes a bit.
+        text; which tokens are drawn from it depends on the choices. Of a model that is `exact` no choice changes a bit,
+        and of one of `exact_rows` only steps and linear drafts are chosen, so that none does.
 
         Raises UsageError for what the model or the engine cannot do, and then takes nothing.
         """

@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.config import TransformerConfig
 from unmask.engine.pages import PageTable
 from unmask.layout import Layout
+from unmask.model.cache import Storage
 from unmask.model.plan import Plan
 
 
@@ -81,6 +82,14 @@ class PagedRows:
         shape = (rows.stop - rows.start, length, *self._cache.keys.shape[2:])
         keys, values = self._cache.keys[layer][slots], self._cache.values[layer][slots]
         return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
+
+    def storage(self) -> Storage:
+        """Return where keys and values lie."""
+        cache = self._cache
+        _, slot, head, _ = cache.keys.stride()
+        return Storage(
+            cache.keys, cache.values, self._table, cache.page_size, (cache.page_size * slot, slot, head)
+        )
 
     def plan(self, layout: Layout) -> Plan | None:
         """Return the kernel's attention under a layout on CUDA, where Triton is; else `read` serves."""

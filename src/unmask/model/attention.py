@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.layout import Island, Layout
-from unmask.model.cache import Cache
+from unmask.model.cache import Cache, check_room
 
 _MOST_SINGLE = 64  # tokens of a root: of more, as in prompts, attention one by one would take much longer
 
@@ -57,10 +57,8 @@ class AttentionPlan:
         self, layout: Layout, cache: Cache | None, device: torch.device, *, single_queries: bool = False
     ) -> None:
         self.cache, self.single_queries = cache, single_queries
+        check_room(layout, cache)
         self.groups = [_group(layout, islands, device) for islands in _alike(layout)]
-        for group in self.groups:
-            if group.rows is not None:
-                _check(group, cache)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return softmax(q k / sqrt K) v under the layout: (N, H, K) and twice (N, kv heads, K) -> (N, H, K)."""
@@ -161,18 +159,3 @@ def _group(layout: Layout, islands: list[Island], device: torch.device) -> _Grou
     return _Group(
         first.begin, islands[-1].end, len(islands), first.num_cached, rows, mask, causal, stores, num_root
     )
-
-
-def _check(group: _Group, cache: Cache | None) -> None:
-    if cache is None or group.rows is None or group.rows.stop > cache.num_rows:
-        raise ValueError(f"the layout continues cache rows {group.rows}, which the given cache does not have")
-    for row in range(group.rows.start, group.rows.stop):
-        if cache.lengths[row] < group.num_cached:
-            raise ValueError(
-                f"the layout sees {group.num_cached} cached tokens of row {row}, which holds {cache.lengths[row]}"
-            )
-    for store in group.stores:
-        if store.start + store.length > cache.capacity:
-            raise ValueError(
-                f"storing up to position {store.start + store.length} exceeds capacity {cache.capacity}"
-            )

@@ -1,5 +1,6 @@
 """The KV cache: what attention asks of one, and the contiguous one of the reference path."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,6 +9,21 @@ from torch import Tensor
 from unmask.config import TransformerConfig
 from unmask.layout import Layout
 from unmask.model.plan import Plan
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a cache holds what it stores, for kernels that read it in place.
+
+    `keys`, `values`: by layer. Position p of a row, head h, lies in a layer at ``pages[row, p // page_size]``, ``p %
+    page_size`` and h times the three `strides`, summed. `pages`: (rows, most pages) int64.
+    """
+
+    keys: Tensor
+    values: Tensor
+    pages: Tensor
+    page_size: int
+    strides: tuple[int, int, int]
 
 
 class Cache(Protocol):
@@ -26,6 +42,10 @@ class Cache(Protocol):
 
     def read(self, layer: int, rows: slice, length: int) -> tuple[Tensor, Tensor]:
         """Return the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
+        ...
+
+    def storage(self) -> Storage:
+        """Return where keys and values lie."""
         ...
 
     def plan(self, layout: Layout) -> Plan | None:
@@ -71,5 +91,31 @@ class KVCache:
         """Return views of the first `length` positions of `rows`: two of (R, kv heads, length, K)."""
         return self.keys[layer, rows, :, :length], self.values[layer, rows, :, :length]
 
+    def storage(self) -> Storage:
+        """Return where keys and values lie: each row is a page."""
+        _, page, head, position, _ = self.keys.stride()
+        pages = torch.arange(self.num_rows, device=self.keys.device)[:, None]
+        return Storage(self.keys, self.values, pages, self.capacity, (page, position, head))
+
     def plan(self, layout: Layout) -> None:
         """Return nothing: attention reads these keys and values as they lie."""
+
+
+def check_room(layout: Layout, cache: Cache | None) -> None:
+    """Raise ValueError where a layout sees or stores what the cache has no row or no room for."""
+    for island in layout.islands:
+        if island.row is None:
+            continue
+        if cache is None or island.row >= cache.num_rows:
+            raise ValueError(
+                f"the layout continues cache row {island.row}, which the given cache does not have"
+            )
+        if (held := cache.lengths[island.row]) < island.num_cached:
+            raise ValueError(
+                f"the layout sees {island.num_cached} cached tokens of row {island.row}, which holds {held}"
+            )
+        for segment in (layout.segments[index] for index in island.segments):
+            if segment.store and segment.start + segment.length > cache.capacity:
+                raise ValueError(
+                    f"storing up to position {segment.start + segment.length} exceeds capacity {cache.capacity}"
+                )

@@ -1,11 +1,13 @@
 """A frozen transformer laid out for inference: fewer and larger products, on weights packed for the processor.
 
 Queries, keys and values come out of one product, gate and up out of another, and the adapter's updates are merged in
-the same way. The values are those of the plain transformer up to the rounding of sums.
+the same way. The values are those of the plain transformer up to the rounding of sums. In float32 on a CPU all of it
+runs on compiled kernels where they are there (`unmask.model.kernels`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 from unmask.config import LinearName, TransformerConfig
 from unmask.layout import Layout
 from unmask.model.adapter import Adapter, LayerDelta, LowRank
-from unmask.model.attention import AttentionPlan
+from unmask.model.cache import Cache
+from unmask.model.kernels import Kernels, kernels
+from unmask.model.native_plan import NativePlan
+from unmask.model.plan import Plan
 from unmask.model.rotary import Rotary
 from unmask.model.transformer import Layer, Transformer, rms_norm
 
@@ -42,11 +47,54 @@ MakeProduct = Callable[[Tensor, Tensor | None], Product]
 """Builds a product from its (out, in) weight and (out,) bias."""
 
 
+Adder = Callable[[Tensor, Tensor], object]
+"""A linear map on rows (N, in) whose results are added to rows (N, out)."""
+
+
+class RowOperations(Protocol):
+    """What a layer does between its products: `Kernels`, or torch's operations."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Scale (..., D) to unit root mean square, and then by (D,) weights."""
+        ...
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of (N, 2 D) that hold both: (N, D)."""
+        ...
+
+    def turn(self, heads: Tensor, count: int, rotary: Rotary) -> Tensor:
+        """Return the first `count` heads of (N, H, K), turned by their tokens' positions; perhaps in place."""
+        ...
+
+    def adder(self, weight: Tensor) -> Adder:
+        """Return a function that adds the product with a (out, in) weight."""
+        ...
+
+
+class TorchOperations:
+    """torch's operations between products."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, weight, eps)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def turn(self, heads: Tensor, count: int, rotary: Rotary) -> Tensor:
+        return rotary.apply(heads[:, :count])
+
+    def adder(self, weight: Tensor) -> Adder:
+        turned = weight.t().contiguous()
+        return lambda x, y: y.addmm_(x, turned)
+
+
 class MergedLayer(nn.Module):
     """A layer of four products."""
 
-    def __init__(self, layer: Layer, make: MakeProduct) -> None:
+    def __init__(self, layer: Layer, make: MakeProduct, operations: RowOperations) -> None:
         super().__init__()
+        self._operations = operations
         attention = layer.attention
         self.index, self.head_size = attention.layer, attention.head_size
         self.num_kv_heads = attention.k.out_features // attention.head_size
@@ -58,23 +106,25 @@ class MergedLayer(nn.Module):
             for merged, names in MERGED.items()
         }
 
-    def forward(self, x: Tensor, rotary: Rotary, plan: AttentionPlan, delta: LayerDelta | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, plan: Plan, delta: LayerDelta | None) -> Tensor:
         """(N, D) -> (N, D)."""
+        operations = self._operations
         before_attention, before_mlp = self.norms
-        heads = self._project("qkv", rms_norm(x, before_attention, self.eps), delta)
+        heads = self._project("qkv", operations.rms_norm(x, before_attention, self.eps), delta)
         heads = heads.view(len(x), -1, self.head_size)
         num_turned = heads.shape[1] - self.num_kv_heads
         num_queries = num_turned - self.num_kv_heads
-        turned, values = heads[:, :num_turned], heads[:, num_turned:]
+        values = heads[:, num_turned:]
         if self.q_norm is not None and self.k_norm is not None:
-            normed = [self.q_norm(turned[:, :num_queries]), self.k_norm(turned[:, num_queries:])]
-            turned = torch.cat(normed, dim=1)
-        turned = rotary.apply(turned)
+            parts = (heads[:, :num_queries], self.q_norm), (heads[:, num_queries:num_turned], self.k_norm)
+            normed = [operations.rms_norm(part, norm.weight, norm.eps) for part, norm in parts]
+            heads = torch.cat(normed, dim=1)
+        turned = operations.turn(heads, num_turned, rotary)
         queries = rotary.scale_queries(turned[:, :num_queries])
         attended = plan.attend(self.index, queries, turned[:, num_queries:], values)
         x = x + self._project("o", attended.flatten(1), delta)
-        gate, up = self._project("gate_up", rms_norm(x, before_mlp, self.eps), delta).chunk(2, dim=-1)
-        return x + self._project("down", F.silu(gate) * up, delta)
+        gate_up = self._project("gate_up", operations.rms_norm(x, before_mlp, self.eps), delta)
+        return x + self._project("down", operations.gated(gate_up), delta)
 
     def _project(self, name: str, x: Tensor, delta: LayerDelta | None) -> Tensor:
         y = self._products[name](x)
@@ -84,34 +134,44 @@ class MergedLayer(nn.Module):
 class MergedTransformer(Transformer):
     """A transformer of merged layers, which shares embeddings and norms with the one it was made from."""
 
-    def __init__(self, source: Transformer, make: MakeProduct, *, exact_rows: bool) -> None:
+    def __init__(
+        self, source: Transformer, make: MakeProduct, own: Kernels | None, *, exact_rows: bool
+    ) -> None:
         nn.Module.__init__(self)  # without the parameters of a plain one
-        self.exact_rows = exact_rows
+        self._kernels, self.exact, self.exact_rows = own, own is not None, exact_rows or own is not None
         self.config, self.embed, self.norm, self.head = source.config, source.embed, source.norm, source.head
-        self.layers = nn.ModuleList(MergedLayer(layer, make) for layer in source.layers)  # type: ignore[arg-type]
+        operations = own or TorchOperations()
+        self.layers = nn.ModuleList(MergedLayer(layer, make, operations) for layer in source.layers)  # type: ignore[arg-type]
         self._output = make(source.head_weight, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(M, D) hidden states -> (M, V) logits in float32."""
         return self._output(hidden).float()
 
+    def _plan(self, layout: Layout, cache: Cache | None) -> Plan:
+        return (
+            super()._plan(layout, cache)
+            if self._kernels is None
+            else NativePlan(self._kernels, layout, cache)
+        )
+
 
 @dataclass(frozen=True)
 class MergedUpdate:
     """The updates of the linear maps in one product.
 
-    `down`: those of all maps side by side, (in, ranks). `ups`: of each map that has an update, its columns of `down`,
-    its columns of the product's result, and its scaled up, (rank, out).
+    `down`: the downs of all maps side by side. `ups`: of each map that has an update, its columns of what `down` gives,
+    its columns of the product's result, and its scaled up.
     """
 
-    down: Tensor
-    ups: tuple[tuple[slice, slice, Tensor], ...]
+    down: Product
+    ups: tuple[tuple[slice, slice, Adder], ...]
 
     def add_(self, x: Tensor, y: Tensor) -> None:
         """Add the updates of rows `x` (n, in) to their results `y` (n, out), in place."""
-        inner = x.mm(self.down)
+        inner = self.down(x)
         for ranks, outputs, up in self.ups:
-            y[:, outputs].addmm_(inner[:, ranks], up)
+            up(inner[:, ranks], y[:, outputs])
 
 
 @dataclass(frozen=True)
@@ -133,10 +193,13 @@ class MergedDelta(LayerDelta):
 class MergedAdapter(Adapter):
     """An adapter that does on merged layers what the one it was made from does on plain ones."""
 
-    def __init__(self, source: Adapter, config: TransformerConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, source: Adapter, config: TransformerConfig, dtype: torch.dtype, own: Kernels | None
+    ) -> None:
         nn.Module.__init__(self)  # without the parameters of a plain one
         self.config, self.mask_embedding, self.layers = source.config, source.mask_embedding, source.layers
-        self._updates = [_merge_low_rank(layer, config, dtype) for layer in source.layers]  # type: ignore[arg-type]
+        adder = (own or TorchOperations()).adder
+        self._updates = [_merge_low_rank(layer, config, dtype, adder) for layer in source.layers]  # type: ignore[arg-type]
 
     def deltas(self, layout: Layout) -> list[LayerDelta] | None:
         """Return each layer's updates for the adapter tokens of a layout, or `None` when it has none."""
@@ -148,15 +211,14 @@ class MergedAdapter(Adapter):
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Product:
-    """Return the fastest product of this number format: oneDNN's on packed weights for float32 on CPUs, else torch's.
+    """Return the fastest product of this number format: for float32 on CPUs a compiled one or oneDNN's, else torch's.
 
-    On packed weights the rows of a draft cost hardly more than one; torch's own kernel takes longer with every row.
+    On weights packed for either the rows of a draft cost hardly more than one; torch's own kernel takes longer with
+    every row.
     """
-    if (
-        weight.device.type != "cpu"
-        or weight.dtype != torch.float32
-        or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    ):
+    if (own := _kernels_of(weight)) is not None:
+        return own.product(weight, bias)
+    if not _is_plain(weight) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
 
@@ -192,11 +254,20 @@ def merge(
 
     `exact_rows`: the products of `make` do not depend on the rows beside a row, and nor shall attention.
     """
+    own = _kernels_of(transformer.embed.weight)
     with torch.inference_mode():
-        merged = MergedTransformer(transformer, make, exact_rows=exact_rows).requires_grad_(False).eval()
+        merged = MergedTransformer(transformer, make, own, exact_rows=exact_rows).requires_grad_(False).eval()
         return merged, None if adapter is None else MergedAdapter(
-            adapter, transformer.config, transformer.dtype
+            adapter, transformer.config, transformer.dtype, own
         )
+
+
+def _kernels_of(weight: Tensor) -> Kernels | None:
+    return kernels() if _is_plain(weight) else None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _merge(linears: Sequence[nn.Linear], make: MakeProduct) -> Product:
@@ -209,24 +280,27 @@ def _merge(linears: Sequence[nn.Linear], make: MakeProduct) -> Product:
 
 
 def _merge_low_rank(
-    layer: Mapping[str, LowRank], config: TransformerConfig, dtype: torch.dtype
+    layer: Mapping[str, LowRank],
+    config: TransformerConfig,
+    dtype: torch.dtype,
+    adder: Callable[[Tensor], Adder],
 ) -> dict[str, MergedUpdate]:
     """Return the updates of one layer for each merged product that has any."""
     merged = {}
     for whole, names in MERGED.items():
         downs: list[Tensor] = []
-        ups: list[tuple[slice, slice, Tensor]] = []
+        ups: list[tuple[slice, slice, Adder]] = []
         rank = output = 0
         for name in names:
             size = config.linear_shape(name)[1]
             if name in layer:
                 part = layer[name]
                 ranks = slice(rank, rank + len(part.down))
-                up = (part.scale * part.up).t().to(dtype).contiguous()
+                up = adder((part.scale * part.up).to(dtype))
                 downs.append(part.down)
                 ups.append((ranks, slice(output, output + size), up))
                 rank = ranks.stop
             output += size
         if downs:
-            merged[whole] = MergedUpdate(torch.cat(downs).t().to(dtype).contiguous(), tuple(ups))
+            merged[whole] = MergedUpdate(product(torch.cat(downs).to(dtype), None), tuple(ups))
     return merged

@@ -1,7 +1,7 @@
 """Dynamic int8 products for CPUs: weights in int8 per output, activations per row when they come.
 
 Products of int8 are exact sums of integers, so a row's result does not depend on the rows beside it, bit for bit.
-oneDNN computes them (VNNI, where the processor has it) in hardly more time for sixteen rows than for one.
+A compiled kernel computes them, or oneDNN; with VNNI eight rows take little more time than one.
 """
 
 import platform
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import UsageError
+from unmask.model.kernels import kernels
 from unmask.model.merged import PACKED_ROWS, Product, in_few_shapes
 from unmask.registry import unknown_name
 
@@ -43,6 +44,11 @@ def check_quantisation(name: str, *, device: str, dtype: str) -> None:
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
     """Return the product with a (out, in) float32 weight, rounded to int8 by output, and a (out,) float32 bias."""
+    own = kernels()
+    return _onednn_product(weight, bias) if own is None else own.product_int8(weight, bias)
+
+
+def _onednn_product(weight: Tensor, bias: Tensor | None) -> Product:
     scale = weight.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / _PEAK
     rounded = (weight / scale[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(rounded, [PACKED_ROWS, weight.shape[1]])

@@ -97,10 +97,10 @@ class Transformer(nn.Module):
     In training `recomputes` keeps only the layers' inputs for the way back, and runs each layer once more there, and
     `uses_flex` takes one FlexAttention kernel for forwards without a cache, on CUDA.
     `exact_rows`: whether a token's state in a causal root of up to 64, bit for bit, does not depend on the tokens that
-    run beside it.
+    run beside it. `exact`: whether no token's does, whatever it sees.
     """
 
-    exact_rows = False
+    exact = exact_rows = False
     recomputes = False
     uses_flex = False
 
