@@ -95,6 +95,13 @@ def test_what_is_no_number_stays_none(own: Kernels) -> None:
         assert not y[[0, 2]].isnan().any()
 
 
+@pytest.mark.parametrize("x", [noise(2, 3, 16), noise(2, 15), noise(16), noise(2, 16).double()])
+def test_a_product_refuses_what_are_no_rows_of_its_own(own: Kernels, x: Tensor) -> None:
+    for make in (own.product, own.product_int8):
+        with pytest.raises(ValueError, match="rows of 16 float32"):
+            make(noise(8, 16), None)(x)
+
+
 @pytest.mark.parametrize("size", [4, 24, 64])
 def test_what_lies_between_products_is_torchs(own: Kernels, size: int) -> None:
     x, weight = 5 * noise(7, size), noise(size, seed=1)

@@ -21,7 +21,7 @@ def judged_bits(judge: Denoiser, tokens: Tensor) -> Tensor:
     rows, length = tokens.shape
     transformer = judge.transformer
     hidden = transformer(tokens.flatten(), Layout([Segment(0, length)] * rows)).view(rows, length, -1)
-    laws = transformer.logits(hidden[:, :-1]).log_softmax(-1)
+    laws = transformer.logits(hidden[:, :-1].flatten(0, 1)).log_softmax(-1).view(rows, length - 1, -1)
     return -laws.gather(-1, tokens[:, 1:, None])[..., 0].double().mean(-1) / math.log(2)
 
 

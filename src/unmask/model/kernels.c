@@ -21,7 +21,9 @@
 #define PANEL (2 * LANES) /* outputs that weights are laid out by */
 
 /* Rows that share a reading of the weights: as many as registers hold. */
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__)
+#define TILE 12
+#elif defined(__aarch64__)
 #define TILE 8
 #else
 #define TILE 4
@@ -130,6 +132,9 @@ void product_float(
 #if TILE > 4
                 CASE(5) CASE(6) CASE(7) CASE(8)
 #endif
+#if TILE > 8
+                CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
             }
 #undef CASE
         }
@@ -155,14 +160,21 @@ INLINE ivec dot(ivec sum, ivec unsigned_bytes, ivec signed_bytes)
 /* Round a row to 128 + [-127, 127], its largest number being 127, and return that number; NaN where there is one. */
 static float round_row(const float *x, long in, long padded, uint8_t *bytes)
 {
-    float peak = 0, spoilt = 0;
-    for (long k = 0; k < in; k++) {
-        float size = fabsf(x[k]);
-        peak = size > peak ? size : peak;
+    vec most = {}, zeros = {};
+    long k = 0;
+    for (; k + LANES <= in; k += LANES) {
+        vec size = (vec)(*(const ivec *)(x + k) & 0x7fffffff);
+        most = choose(size > most, size, most);
+        zeros += size * 0;
+    }
+    float peak = 0, spoilt = sum_of(zeros);
+    for (int i = 0; i < LANES; i++) peak = most[i] > peak ? most[i] : peak;
+    for (; k < in; k++) {
+        peak = fabsf(x[k]) > peak ? fabsf(x[k]) : peak;
         spoilt += x[k] * 0;
     }
     float inverse = peak > 0 ? 1 / peak : 0;
-    for (long k = 0; k < in; k++) bytes[k] = (uint8_t)(int32_t)(x[k] * inverse * 127 + 128.5f);
+    for (k = 0; k < in; k++) bytes[k] = (uint8_t)(int32_t)(x[k] * inverse * 127 + 128.5f);
     memset(bytes + in, 0, padded - in);
     return peak + spoilt;
 }
@@ -213,6 +225,9 @@ void product_bytes(
                 CASE(1) CASE(2) CASE(3) CASE(4)
 #if TILE > 4
                 CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+#if TILE > 8
+                CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
             }
 #undef CASE

@@ -23,6 +23,8 @@ _ARGUMENTS = {
     "attend": (*[_POINTER] * 9, *[_LONG] * 5, _INT),
 }
 _BYTE_PEAK, _BYTE_ZERO = 127, 128
+_SHARED_WORK = 1 << 20
+"""Multiplications of a product from which on it is shared out between threads; waking them costs microseconds."""
 
 
 class CachePlace(ctypes.Structure):
@@ -67,7 +69,7 @@ class Kernels:
         outer, run = len(weight), self._run_product(weight, bias)
 
         def multiply(x: Tensor) -> Tensor:
-            y = x.new_empty(len(x), outer)
+            y = x.new_empty(x.shape[0], outer)
             run(x, y, 0)
             return y
 
@@ -84,11 +86,12 @@ class Kernels:
         function, where, added = self._library.product_float, packed.data_ptr(), _address(bias)
 
         def run(x: Tensor, y: Tensor, adds: int, *, _kept: object = (packed, bias)) -> None:
+            rows = _num_rows(x, inner)
             if x.stride(1) != 1:
                 x = x.contiguous()
             function(
                 *(x.data_ptr(), x.stride(0), where, added, y.data_ptr(), y.stride(0), adds),
-                *(len(x), inner, outer, torch.get_num_threads()),
+                *(rows, inner, outer, _num_threads(rows * inner * outer)),
             )
 
         return run
@@ -106,9 +109,10 @@ class Kernels:
         places = packed.data_ptr(), unit.data_ptr(), zero.data_ptr(), _address(bias)
 
         def multiply(x: Tensor, *, _kept: object = (packed, unit, zero, bias)) -> Tensor:
-            x = x.contiguous()
-            y = x.new_empty(len(x), outer)
-            function(x.data_ptr(), *places, y.data_ptr(), len(x), inner, outer, torch.get_num_threads())
+            x, rows = x.contiguous(), _num_rows(x, inner)
+            y = x.new_empty(rows, outer)
+            threads = _num_threads(rows * inner * outer)
+            function(x.data_ptr(), *places, y.data_ptr(), rows, inner, outer, threads)
             return y
 
         return multiply
@@ -116,13 +120,13 @@ class Kernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Scale (..., D) to unit root mean square, and then by (D,) weights."""
         x = x.contiguous()
-        y, size = torch.empty_like(x), len(weight)
+        y, size = torch.empty_like(x), weight.shape[0]
         self._library.rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // size, size, eps)
         return y
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of (N, 2 D) that hold both: (N, D)."""
-        rows, size = len(gate_up), gate_up.shape[1] // 2
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         y = gate_up.new_empty(rows, size)
         self._library.gated(gate_up.data_ptr(), y.data_ptr(), rows, size)
         return y
@@ -189,6 +193,17 @@ def _is_right(found: Kernels) -> bool:
         and torch.equal(y, torch.cat([found.product(weight, None)(row[None]) for row in x]))
         and torch.allclose(rows, integers[:21] @ integers.T, rtol=1e-6)
     )
+
+
+def _num_rows(x: Tensor, size: int) -> int:
+    """Return how many rows there are; ValueError for what the kernels, which trust what they are told, cannot read."""
+    if x.shape[1:] != (size,) or x.dtype != torch.float32:
+        raise ValueError(f"a product of rows of {size} float32 numbers was given {tuple(x.shape)}, {x.dtype}")
+    return x.shape[0]
+
+
+def _num_threads(multiplications: int) -> int:
+    return torch.get_num_threads() if multiplications >= _SHARED_WORK else 1
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -111,7 +111,7 @@ class MergedLayer(nn.Module):
         operations = self._operations
         before_attention, before_mlp = self.norms
         heads = self._project("qkv", operations.rms_norm(x, before_attention, self.eps), delta)
-        heads = heads.view(len(x), -1, self.head_size)
+        heads = heads.view(x.shape[0], -1, self.head_size)
         num_turned = heads.shape[1] - self.num_kv_heads
         num_queries = num_turned - self.num_kv_heads
         values = heads[:, num_turned:]
