@@ -13,7 +13,16 @@ from plain_requests import plain_request
 from unmask.engine.acceptance import Acceptance, Verdict
 from unmask.engine.cost_curve import CostCurve
 from unmask.engine.pages import PagePool
-from unmask.engine.planner import BLOCK_LENGTHS, BRANCHINGS, NUMS_PREDRAFTS, STEP, Planner, Way, _outlook
+from unmask.engine.planner import (
+    BLOCK_LENGTHS,
+    BRANCHINGS,
+    NUMS_PREDRAFTS,
+    STEP,
+    Beside,
+    Planner,
+    Way,
+    _outlook,
+)
 from unmask.engine.scheduler import Scheduler
 
 Cost = Callable[[float], float]
@@ -110,7 +119,7 @@ def test_a_request_is_judged_like_all_until_it_shows_otherwise() -> None:
 def test_a_choice_of_linear_drafts_is_the_best_of_all_subsets_and_lengths(
     cost: Cost, data: st.DataObject
 ) -> None:
-    planner = Planner(curve_of(cost), tree_s=1e9)
+    planner = Planner(curve_of(cost), tree=Beside(1e9))
     planner.other_tokens = data.draw(st.floats(0, 60))
     planner.other_rate = data.draw(st.floats(0, 1)) * planner.other_tokens
     limits = dict(enumerate(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))))
@@ -279,7 +288,7 @@ def simulated_rate(cost: Cost, acceptance: float, concurrency: int, block_length
     """Return tokens per second of virtual time at a fixed block length (0: steps), or as the planner wants (`None`)."""
     generator, limit = random.Random(1), 100 + 2000 // concurrency
     scheduler = Scheduler(PagePool(4000, 8), token_budget=2000, max_requests=concurrency)
-    planner = Planner(curve_of(cost), tree_s=1e9)  # what is simulated has no trees
+    planner = Planner(curve_of(cost), tree=Beside(1e9))  # what is simulated has no trees
     mode = "ar" if block_length == 0 else "speculative"
     for number in range(concurrency):
         length = 16 if block_length is None else block_length

@@ -12,6 +12,8 @@ from unmask.engine.engine import Finished
 from unmask.engine.planner import Planner
 from unmask.evaluation.ledger import Ledger, Observer, StageProgress
 
+_NUM_LEARNT = 6
+
 
 @dataclass(frozen=True)
 class ThroughputConfig:
@@ -89,13 +91,18 @@ def run_throughput(
 ) -> list[Crowd]:
     """Run every mode with every number of requests, taking turns; prompts are used again where they are too few.
 
-    Runs that the ledger has are not made again.
+    Before that the planner of mode auto writes some texts alone, which are not timed. Runs that the ledger has are not
+    made again.
     """
     planners: list[Planner] = []
     for done, model in enumerate(models):
         observe(StageProgress("measuring forwards", done, len(models)))
         planners.append(calibrated(model))
-        _run(model, planners[-1], config.modes[0], prompts[:1], max_tokens=8)  # a warm-up
+        # A warm-up, and for the planner what one that serves has long learnt: how far drafts hold.
+        own: Mode = "auto" if "auto" in config.modes else config.modes[0]
+        count = _NUM_LEARNT if own == "auto" else 1
+        for prompt in prompts[:count]:
+            _run(model, planners[-1], own, [prompt], max_tokens=config.max_tokens)
     observe(StageProgress("measuring forwards", len(models), len(models)))
     cases = [
         (concurrency, number, mode)

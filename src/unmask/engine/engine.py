@@ -188,12 +188,16 @@ class Engine:
         others = [share for share in batch.shares if not self._jobs[share.request.number].is_planned]
         other_tokens = sum(share.num_tokens for share in others)
         num_trees = sum(self._jobs[share.request.number].has_tree for share in batch.shares)
+        num_canvases = sum(
+            share.settles and share.request.kind in ("draft", "denoise") for share in batch.shares
+        )
         for number, verdict in self._runner.run(batch.shares, self._jobs).items():
             self.planner.observe_verdict(number, verdict)
         other_decided = sum(self._num_untold(share.request) for share in others)
         self.planner.observe_forward(
             num_tokens,
             time.perf_counter() - now,
+            num_canvases=num_canvases,
             num_trees=num_trees,
             other_tokens=other_tokens,
             other_decided=other_decided,
@@ -207,16 +211,22 @@ class Engine:
     def calibrate(self, file: CurveFile | None = None) -> None:
         """Measure what forwards of some sizes cost here, for the planner; takes about as long as a hundred tokens.
 
-        With a file, what was measured before is read from it, and what is measured now is kept there.
+        With a file, what was measured before is read from it, and what is measured now is kept there. What the adapter
+        on a draft costs is always measured.
         """
-        if file is not None and (curve := file.read()) is not None:
+        curve = None if file is None else file.read()
+        if curve is not None:
             self.planner.curve = curve
-            return
-        most = min(self.scheduler.token_budget, self._denoiser.transformer.config.max_positions)
-        for tokens, seconds in self._runner.measure([size for size in _CALIBRATION_SIZES if size <= most]):
-            self.planner.curve.observe(tokens, seconds)
-        if file is not None:
-            file.write(self.planner.curve)
+        else:
+            most = min(self.scheduler.token_budget, self._denoiser.transformer.config.max_positions)
+            sizes = [size for size in _CALIBRATION_SIZES if size <= most]
+            for tokens, seconds in self._runner.measure(sizes):
+                self.planner.curve.observe(tokens, seconds)
+            if file is not None:
+                file.write(self.planner.curve)
+        if self._denoiser.mask_token_id is not None:
+            for tokens, seconds in self._runner.measure_drafts():
+                self.planner.canvas.observe(seconds - self.planner.curve.seconds(tokens))
 
     def generate(self, requests: Iterable[tuple[Sequence[int], Options]]) -> list[Generation]:
         """Run prompts with their options to their ends, together, and return the generations in the same order.

@@ -25,7 +25,9 @@ _PROBE_INTERVAL = 64  # steps
 _PROBE_LENGTH = 4
 _SMOOTHING = 0.8  # how much of what others did in earlier forwards counts beside the last one
 _MARGIN = 1.02  # what a tree or pre-drafts have to promise beyond the best without
-_TREE_MEMORY = 50.0  # forwards with trees, after which what they cost beside their tokens has faded to 1/e
+_BESIDE_MEMORY = 50.0  # forwards, after which what one cost beside its tokens has faded to 1/e
+_FEWEST_FREE = 4.0  # as if so many had cost nothing beside
+_REUSED = 8  # steps for which a choice stands while nothing is learnt of drafts
 
 
 @dataclass(frozen=True)
@@ -96,24 +98,43 @@ class _Outlook:
 
 
 @dataclass
+class Beside:
+    """Seconds that a request of a kind adds to a forward beside what its tokens cost: a mean that fades."""
+
+    seconds: float = 0.0
+    _weight: float = _FEWEST_FREE
+
+    def observe(self, seconds: float) -> None:
+        """Take one measurement."""
+        self._weight = min(self._weight, _BESIDE_MEMORY) + 1
+        self.seconds += (seconds - self.seconds) / self._weight
+
+    @property
+    def cost(self) -> float:
+        return max(0.0, self.seconds)
+
+
+@dataclass
 class Planner:
     """Chooses between steps and drafts, how long and how wide, for the most tokens per second over the batch at hand.
 
     `curve`: what forwards cost. `overall`: experience with all requests, on which each request's own builds.
     `plans_trees`: whether trees and pre-drafts may be chosen; the engine sets it by its model. `most_open`: of a
-    verification, where the engine's budget sets a bound. `tree_s`: seconds that a request with a tree or pre-drafts
-    adds to a forward beside its tokens' cost. `other_tokens`, `other_rate`: what the requests that are not planned add
-    to a forward, and decide in one.
+    verification, where the engine's budget sets a bound. `canvas`: what the adapter on a request's canvas costs in a
+    forward, `tree`: what else a request with a tree or pre-drafts does. `other_tokens`, `other_rate`: what the requests
+    that are not planned add to a forward, and decide in one.
     """
 
     curve: CostCurve = field(default_factory=CostCurve)
     overall: Experience = field(default_factory=Experience)
     plans_trees: bool = True
     most_open: float = inf
-    tree_s: float = 0.0
+    canvas: Beside = field(default_factory=Beside)
+    tree: Beside = field(default_factory=Beside)
     other_tokens: float = 0.0
     other_rate: float = 0.0
-    _num_tree_forwards: float = 4.0  # as if so many had cost nothing beside
+    _last: tuple[dict[int, int], Choice] | None = None
+    _num_reused: int = 0
     _own: dict[int, Experience] = field(default_factory=dict)
     _num_steps: dict[int, int] = field(default_factory=dict)
 
@@ -124,7 +145,7 @@ class Planner:
         """
         room = {r.number: max(0, min(limit, r.written.room - 1)) for r, limit in limits.items()}
         if self.curve.is_known:
-            choice = self.choose(room)
+            choice = self._choose_again(room)
         else:
             choice = Choice({number: Way(min(limit, _PROBE_LENGTH)) for number, limit in room.items()}, 0.0)
         ways = dict(choice.ways)
@@ -134,6 +155,13 @@ class Planner:
                 request.mode = "speculative" if way.block_length else "ar"
                 request.block_length = way.block_length
         return Choice(ways, choice.tokens_per_s)
+
+    def _choose_again(self, limits: dict[int, int]) -> Choice:
+        """Return what `choose` said some steps ago, if it was asked the same and no draft was verified since."""
+        self._num_reused += 1
+        if self._last is None or self._last[0] != limits or self._num_reused >= _REUSED:
+            self._last, self._num_reused = (limits, self.choose(limits)), 0
+        return self._last[1]
 
     def choose(self, limits: Mapping[int, int]) -> Choice:
         """Choose for the requests of `limits`, by number: the longest block that each may draft.
@@ -161,7 +189,7 @@ class Planner:
         return best
 
     def _choose_linear(self, limits: Mapping[int, int]) -> Choice:
-        best = Choice(dict.fromkeys(limits, STEP), self._rate(len(limits), 0.0, 0.0))
+        best = Choice(dict.fromkeys(limits, STEP), self._rate(len(limits)))
         expected = {
             number: self._of(number).acceptance(0).expected_tokens(limit) for number, limit in limits.items()
         }
@@ -178,30 +206,40 @@ class Planner:
                 drafting.append(number)
                 decided += expected[number][lengths[number]] / 2
                 tokens += _tokens_per_forward(lengths[number])
-                rate = self._rate(len(limits) - len(drafting), decided, tokens)
+                rate = self._rate(len(limits) - len(drafting), len(drafting), decided, tokens)
                 if rate > best.tokens_per_s:
                     chosen = dict.fromkeys(limits, STEP) | {other: Way(lengths[other]) for other in drafting}
                     best = Choice(chosen, rate)
         return best
 
     def observe_forward(
-        self, tokens: int, seconds: float, *, num_trees: int = 0, other_tokens: int, other_decided: int
+        self,
+        tokens: int,
+        seconds: float,
+        *,
+        num_canvases: int = 0,
+        num_trees: int = 0,
+        other_tokens: int,
+        other_decided: int,
     ) -> None:
         """Take a forward's measurement, and what requests that are not planned had of it.
 
-        `num_trees`: how many requests had a tree or pre-drafts in it, which cost time beside the forward.
+        `num_canvases`: how many requests drafted or denoised in it, `num_trees`: how many had a tree or pre-drafts.
         """
-        if not num_trees:
+        if not num_trees and not num_canvases:
             self.curve.observe(tokens, seconds)
         elif self.curve.is_known:
-            self._num_tree_forwards = min(self._num_tree_forwards, _TREE_MEMORY) + 1
-            beside = (seconds - self.curve.seconds(tokens)) / num_trees
-            self.tree_s += (beside - self.tree_s) / self._num_tree_forwards
+            beside = seconds - self.curve.seconds(tokens)
+            if num_trees:
+                self.tree.observe((beside - num_canvases * self.canvas.cost) / num_trees)
+            else:
+                self.canvas.observe(beside / num_canvases)
         self.other_tokens = _SMOOTHING * self.other_tokens + (1 - _SMOOTHING) * other_tokens
         self.other_rate = _SMOOTHING * self.other_rate + (1 - _SMOOTHING) * other_decided
 
     def observe_verdict(self, number: int, verdict: Verdict) -> None:
         """Take the verdict on a request's draft."""
+        self._last = None
         for seen in (self.overall, self._of(number)):
             seen.observe(verdict)
 
@@ -221,12 +259,16 @@ class Planner:
         draft_s = self.curve.seconds(tokens + first.draft_tokens)
         verify_s = self.curve.seconds(tokens + first.verify_tokens)
         seconds = first.drafting * draft_s + (1 - first.drafting) * verify_s
-        seconds += len(outlooks) * max(0.0, self.tree_s)
+        seconds += len(outlooks) * self.tree.cost
+        seconds += sum(outlook.drafting for outlook in outlooks) * self.canvas.cost
         return (self.other_rate + steppers + sum(outlook.decided for outlook in outlooks)) / seconds
 
-    def _rate(self, steppers: int, decided: float, tokens: float) -> float:
-        """Return tokens per second where drafters run `tokens` in a forward for `decided`; a step is one of each."""
-        seconds = self.curve.seconds(self.other_tokens + steppers + tokens)
+    def _rate(self, steppers: int, drafters: int = 0, decided: float = 0.0, tokens: float = 0.0) -> float:
+        """Return tokens per second where drafters run `tokens` in a forward for `decided`; a step is one of each.
+
+        They draft in every other forward.
+        """
+        seconds = self.curve.seconds(self.other_tokens + steppers + tokens) + drafters / 2 * self.canvas.cost
         return (self.other_rate + steppers + decided) / seconds
 
     def _probe(self, number: int, choice: Choice, limit: int) -> Way:
@@ -238,8 +280,8 @@ class Planner:
         self._num_steps[number] = 0
         probe = min(limit, _PROBE_LENGTH)
         num_others = len(choice.ways) - 1
-        drafting = self._rate(num_others, (probe + 1) / 2, _tokens_per_forward(probe))
-        would_pay = drafting > self._rate(num_others + 1, 0.0, 0.0)
+        drafting = self._rate(num_others, 1, (probe + 1) / 2, _tokens_per_forward(probe))
+        would_pay = drafting > self._rate(num_others + 1)
         return Way(probe) if would_pay else STEP
 
     def _of(self, number: int) -> Experience:

@@ -1,8 +1,9 @@
 """One forward of a batch: its parts packed, tokens drawn from its laws, its requests told."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -93,15 +94,23 @@ class Runner:
         """Return the median seconds of a causal forward of each size, all laws asked for, outside the pages."""
         found = []
         for size in sizes:
-            cache = self.denoiser.new_cache(size)
-            seconds = []
-            for _ in range(repeats):
-                begin = time.perf_counter()
-                laws = self.denoiser.causal(torch.zeros(size, dtype=torch.int64), 0, cache, num_heads=size)
-                laws[-1].argmax().item()  # waits for the device
-                seconds.append(time.perf_counter() - begin)
-            found.append((size, median(seconds)))
+            cache, tokens = self.denoiser.new_cache(size), torch.zeros(size, dtype=torch.int64)
+            run = partial(self.denoiser.causal, tokens, 0, cache, num_heads=size)
+            found.append((size, median(_seconds(run) for _ in range(repeats))))
         return found
+
+    @torch.inference_mode()
+    def measure_drafts(self, *, length: int = 8, repeats: int = 8) -> list[tuple[int, float]]:
+        """Return the tokens and seconds of some drafts after one token, outside the pages."""
+        cache, mask = self.denoiser.new_cache(length + 1), self.denoiser.mask_token_id
+        assert mask is not None  # the caller's
+        canvas = torch.full((length,), mask)
+        tokens = 1 + length - int(self.denoiser.logit_shift)
+
+        def draft() -> Tensor:
+            return self.denoiser.draft([0], canvas, 0, cache).logits
+
+        return [(tokens, _seconds(draft)) for _ in range(repeats)]
 
     def _part(self, share: Share, job: Job, row: int) -> Part:
         request = job.request
@@ -174,6 +183,13 @@ class Runner:
         places = decision.chosen[0].nonzero()[:, 0]
         tokens = decision.candidates.tokens[0, places]
         request.commit(dict(zip(places.tolist(), tokens.tolist(), strict=True)))
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    """Return how long a forward takes until the device has its last law."""
+    begin = time.perf_counter()
+    run()[-1].argmax().item()
+    return time.perf_counter() - begin
 
 
 def _draw(outcomes: Sequence[_Outcome], shape: Shape) -> None:
