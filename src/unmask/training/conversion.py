@@ -103,19 +103,20 @@ class Conversion:
 
     def run(self, observe: Callable[[ConversionEvent], None]) -> None:
         """Carry the run to its end; on Ctrl-C finish the step, save, and raise KeyboardInterrupt."""
-        documents = self._documents(observe)
-        held_out, training = (
-            documents[: self.config.held_out_documents],
-            documents[self.config.held_out_documents :],
-        )
-        if not training:
-            raise TrainingError(
-                f"{len(documents)} documents are too few to keep {len(held_out)} out of training",
-                "raise synthetic_tokens or text_tokens, in another folder",
-            )
+        held_out, training = self.documents(observe)
         if self.step == 0:
             self.measure(held_out, observe)
         train(_Steps(self, training, held_out, observe))
+
+    def documents(self, observe: Callable[[ConversionEvent], None]) -> tuple[list[Document], list[Document]]:
+        """Return those kept out of training and the others, written now where they are missing."""
+        documents, count = self._documents(observe), self.config.held_out_documents
+        if len(documents) <= count:
+            raise TrainingError(
+                f"{len(documents)} documents are too few to keep {count} out of training",
+                "raise synthetic_tokens or text_tokens, in another folder",
+            )
+        return documents[:count], documents[count:]
 
     def save(self) -> None:
         """Write a checkpoint, the model and the state to resume from, which appears whole or not at all."""
