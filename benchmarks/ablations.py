@@ -1,6 +1,6 @@
 """Train adapters that differ in one setting each, for a few steps on the same text, and compare how far drafts hold.
 
-    python benchmarks/ablations.py [--steps 40] [--model smollm2-135m] [--variants rank-8 hard-targets]
+    python benchmarks/ablations.py [--steps 30] [--model smollm2-135m] [--variants rank-8 hard-targets]
 
 Every variant of the recipe `frozen` sees the same documents in the same order. All are then measured alike, on
 documents kept out of training, by fully open canvases of 8: how often a sampled draft would be accepted, and how many
@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blocks-of-8": {"block_lengths": (8,)},
 }
 NUM_HELD_OUT = 48
+RESULT_FILE = "result.json"
 
 
 def config_of(variant: str, model: str, steps: int) -> ConversionConfig:
@@ -87,6 +88,25 @@ def measure(run: Conversion, documents: Sequence[Document]) -> dict[str, Any]:
     }
 
 
+def train(variant: str, model: str, steps: int) -> dict[str, Any]:
+    """Train a variant, and return what it came to."""
+    config = config_of(variant, model, steps)
+    run = Conversion(config, FOLDER / variant, load_checkpoint(model, adapter="none", dtype="bfloat16"))
+    written = FOLDER / variant / DOCUMENTS_FILE
+    if not written.exists() and variant != "default":
+        shutil.copyfile(FOLDER / "default" / DOCUMENTS_FILE, written)
+    with RunBar() as bar:
+        run.run(lambda event: bar.show(variant, event.done, event.total, event.stage))
+    held_out, _ = run.documents(lambda event: None)
+    return {
+        "changed": VARIANTS[variant],
+        "steps": steps,
+        "num_tokens": run.num_tokens,
+        "seconds": run.seconds,
+        **measure(run, held_out),
+    }
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     figure = new_figure(2)
     for axes, (name, label) in zip(
@@ -107,29 +127,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     asked = parser.parse_args()
     tune_allocator()
     results: dict[str, Any] = {}
     for variant in ["default", *(name for name in asked.variants if name != "default")]:
-        config = config_of(variant, asked.model, asked.steps)
-        run = Conversion(
-            config, FOLDER / variant, load_checkpoint(asked.model, adapter="none", dtype="bfloat16")
-        )
-        written = FOLDER / variant / DOCUMENTS_FILE
-        if not written.exists() and variant != "default":
-            shutil.copyfile(FOLDER / "default" / DOCUMENTS_FILE, written)
-        with RunBar() as bar:
-            run.run(lambda event, bar=bar, name=variant: bar.show(name, event.done, event.total, event.stage))
-        held_out, _ = run.documents(lambda event: None)
-        results[variant] = {
-            "changed": VARIANTS[variant],
-            "num_tokens": run.num_tokens,
-            "seconds": run.seconds,
-            **measure(run, held_out),
-        }
+        kept = FOLDER / variant / RESULT_FILE
+        if not kept.exists():
+            result = train(variant, asked.model, asked.steps)
+            kept.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        results[variant] = json.loads(kept.read_text(encoding="utf-8"))
         print(variant, json.dumps(results[variant]), flush=True)
     report = {
         "provenance": provenance(torch.device("cpu"), torch.bfloat16),
