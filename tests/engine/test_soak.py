@@ -22,7 +22,7 @@ def resident_bytes() -> int:
 @pytest.mark.timeout(2 * SOAK_S + 120)
 def test_soak() -> None:
     generator = random.Random(0)
-    engine = Engine(denoiser_of(1), TOKENIZER, num_pages=40, page_size=4, token_budget=48, max_requests=8)
+    engine = Engine(denoiser_of(1), TOKENIZER, num_pages=40, page_size=4, token_budget=96, max_requests=8)
     alive: set[int] = set()
     num_added = num_answered = num_aborted = num_steps = 0
     settled_bytes = 0
