@@ -67,7 +67,7 @@ def _change(name: str, before: Average, after: Average) -> Change:
 def _conditions(one: Record, other: Record) -> dict[str, tuple[object, object]]:
     """Return how the two were made, as far as that differs."""
     found: dict[str, tuple[object, object]] = {}
-    for part in ("provenance", "config", "settings"):
+    for part in ("provenance", "config", "settings", "model"):
         first, second = (record.data.get(part, {}) for record in (one, other))
         if isinstance(first, Mapping) and isinstance(second, Mapping):
             for key in dict.fromkeys([*first, *second]):

@@ -16,7 +16,7 @@ _NAMES = ("task", "name", "way", "setting", "series", "source", "model", "block_
 _CASE = ("mode", "number_format", "concurrency")
 """Fields by which an item without a name is called, all that it has."""
 
-_NOT_MEASURED = ("provenance", "config", "settings", "curve", "machine", "prompts", "runs", "crowds")
+_NOT_MEASURED = ("provenance", "config", "settings", "model", "curve", "machine", "prompts", "runs", "crowds")
 """Fields that say how a measurement was made, or hold the single runs that others sum up."""
 
 
