@@ -6,7 +6,10 @@ from mixes import denoiser_of
 
 from unmask.engine.paged_cache import PagedCache
 from unmask.engine.pages import PagePool, PageTable
+from unmask.layout import Layout, Segment
 from unmask.model.denoiser import Denoiser
+from unmask.model.kernels import kernels
+from unmask.model.merged import merge
 from unmask.model.packed import Part
 
 TOKENS = [5, 9, 3, 14, 2, 2, 7]
@@ -61,6 +64,19 @@ def test_a_place_beyond_a_short_row_cannot_be_reached() -> None:
     assert (rows.num_rows, rows.capacity) == (2, 9)
     with pytest.raises(IndexError):
         rows.read(0, slice(0, 1), 4)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_the_kernels_reach_no_place_beyond_a_short_row(store: bool) -> None:
+    if kernels() is None:
+        pytest.skip("no compiled kernels")
+    denoiser = denoiser_of(0)
+    model, _ = merge(denoiser.transformer, None)
+    pool, cache = paged(denoiser)
+    rows = cache.rows([table_of(pool, 2), table_of(pool, 7)], [4, 0])  # the first row says that it has more
+    with pytest.raises(IndexError):
+        model(torch.tensor([5]), Layout([Segment(4, 1, store=store, row=0)]), rows)
+    model(torch.tensor([5]), Layout([Segment(0, 1, store=store, row=0)]), rows)
 
 
 def test_page_bytes_are_the_bytes_of_a_page() -> None:

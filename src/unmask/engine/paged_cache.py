@@ -87,9 +87,8 @@ class PagedRows:
         """Return where keys and values lie."""
         cache = self._cache
         _, slot, head, _ = cache.keys.stride()
-        return Storage(
-            cache.keys, cache.values, self._table, cache.page_size, (cache.page_size * slot, slot, head)
-        )
+        size, strides = cache.page_size, (cache.page_size * slot, slot, head)
+        return Storage(cache.keys, cache.values, self._table, cache.keys.shape[1] // size, size, strides)
 
     def plan(self, layout: Layout) -> Plan | None:
         """Return the kernel's attention under a layout on CUDA, where Triton is; else `read` serves."""

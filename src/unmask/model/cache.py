@@ -16,12 +16,14 @@ class Storage:
     """Where a cache holds what it stores, for kernels that read it in place.
 
     `keys`, `values`: by layer. Position p of a row, head h, lies in a layer at ``pages[row, p // page_size]``, ``p %
-    page_size`` and h times the three `strides`, summed. `pages`: (rows, most pages) int64.
+    page_size`` and h times the three `strides`, summed. `pages`: (rows, most pages) int64; those that a row does not
+    have are `num_pages` or more.
     """
 
     keys: Tensor
     values: Tensor
     pages: Tensor
+    num_pages: int
     page_size: int
     strides: tuple[int, int, int]
 
@@ -95,7 +97,7 @@ class KVCache:
         """Return where keys and values lie: each row is a page."""
         _, page, head, position, _ = self.keys.stride()
         pages = torch.arange(self.num_rows, device=self.keys.device)[:, None]
-        return Storage(self.keys, self.values, pages, self.capacity, (page, position, head))
+        return Storage(self.keys, self.values, pages, self.num_rows, self.capacity, (page, position, head))
 
     def plan(self, layout: Layout) -> None:
         """Return nothing: attention reads these keys and values as they lie."""

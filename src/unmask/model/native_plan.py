@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from unmask.layout import IntArray, Layout
-from unmask.model.cache import Cache, check_room
+from unmask.model.cache import Cache, Storage, check_room
 from unmask.model.kernels import CachedLayer, CachePlace, Kernels
 
 
@@ -18,10 +18,12 @@ class NativePlan:
     def __init__(self, kernels: Kernels, layout: Layout, cache: Cache | None) -> None:
         self._kernels, self._layout, self._cache = kernels, layout, cache
         check_room(layout, cache)
-        self._facts = torch.from_numpy(_facts(layout))
+        facts = _facts(layout)
+        self._facts = torch.from_numpy(facts)
         self._storage = None
         if cache is not None:
             self._storage = cache.storage()
+            _check_pages(facts, self._storage)
             pages = self._storage.pages
             strides = self._storage.page_size, *self._storage.strides
             self._place = CachePlace(pages.data_ptr(), pages.shape[1], *strides)
@@ -41,6 +43,15 @@ class NativePlan:
                 root = self._layout.root(index)
                 assert root.row is not None  # Layout
                 self._cache.lengths[root.row] = segment.start + segment.length
+
+
+def _check_pages(facts: IntArray, storage: Storage) -> None:
+    """Raise IndexError for positions in pages that a row does not have: kernels read and write wherever they are told."""
+    pages = storage.pages.numpy()
+    for last in (facts[:, 1] - 1, facts[:, 2]):  # seen in the cache, and stored
+        asked = last >= 0
+        if (pages[facts[asked, 0], last[asked] // storage.page_size] >= storage.num_pages).any():
+            raise IndexError("the layout sees or stores positions in pages that the cache row does not have")
 
 
 def _facts(layout: Layout) -> IntArray:
