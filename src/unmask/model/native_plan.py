@@ -46,7 +46,7 @@ class NativePlan:
 
 
 def _check_pages(facts: IntArray, storage: Storage) -> None:
-    """Raise IndexError for positions in pages that a row does not have: kernels read and write wherever they are told."""
+    """Raise IndexError for positions in pages that a row does not have: the kernels would reach them all the same."""
     pages = storage.pages.numpy()
     for last in (facts[:, 1] - 1, facts[:, 2]):  # seen in the cache, and stored
         asked = last >= 0
