@@ -20,13 +20,16 @@
 #endif
 #define PANEL (2 * LANES) /* outputs that weights are laid out by */
 
-/* Rows that share a reading of the weights: as many as registers hold. */
+/* Rows that share a reading of the weights: as many as registers hold; CASE for each number of them. */
 #if defined(__AVX512F__)
 #define TILE 12
+#define EACH_TILE(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #elif defined(__aarch64__)
 #define TILE 8
+#define EACH_TILE(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
 #else
 #define TILE 4
+#define EACH_TILE(CASE) CASE(1) CASE(2) CASE(3) CASE(4)
 #endif
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -127,15 +130,7 @@ void product_float(
         if (bias) memcpy(added, bias + begin, width * sizeof(float));
         for (long r = 0; r < rows; r += TILE) {
 #define CASE(n) case n: tile_float(n, x + r * x_stride, x_stride, w, added, y + r * y_stride + begin, y_stride, adds, in, width); break;
-            switch (rows - r < TILE ? rows - r : TILE) {
-                CASE(1) CASE(2) CASE(3) CASE(4)
-#if TILE > 4
-                CASE(5) CASE(6) CASE(7) CASE(8)
-#endif
-#if TILE > 8
-                CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-            }
+            switch (rows - r < TILE ? rows - r : TILE) { EACH_TILE(CASE) }
 #undef CASE
         }
     }
@@ -221,15 +216,7 @@ void product_bytes(
         if (bias) memcpy(added, bias + begin, width * sizeof(float));
         for (long r = 0; r < rows; r += TILE) {
 #define CASE(n) case n: tile_bytes(n, bytes + r * padded, padded, w, unit + begin, zero + begin, added, peaks + r, y + r * out + begin, out, width); break;
-            switch (rows - r < TILE ? rows - r : TILE) {
-                CASE(1) CASE(2) CASE(3) CASE(4)
-#if TILE > 4
-                CASE(5) CASE(6) CASE(7) CASE(8)
-#endif
-#if TILE > 8
-                CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-            }
+            switch (rows - r < TILE ? rows - r : TILE) { EACH_TILE(CASE) }
 #undef CASE
         }
     }
