@@ -12,7 +12,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 
 from unmask.cli.run_bar import RunBar
 from unmask.config import LINEAR_NAMES
+from unmask.evaluation.average import average
 from unmask.evaluation.figure import new_figure
 from unmask.evaluation.provenance import provenance
 from unmask.model.checkpoint import load_checkpoint
@@ -82,10 +83,7 @@ def measure(run: Conversion, documents: Sequence[Document]) -> dict[str, Any]:
             for name, values in (("overlap", batch.overlap), ("tokens_per_cycle", batch.cycle_tokens)):
                 if len(values):
                     found[name].append(float(values.mean()))
-    return {
-        name: {"mean": float(np.mean(own)), "standard_error": float(np.std(own, ddof=1) / len(own) ** 0.5)}
-        for name, own in found.items()
-    }
+    return {name: asdict(average(own, [1.0] * len(own))) for name, own in found.items()}
 
 
 def train(variant: str, model: str, steps: int) -> dict[str, Any]:
